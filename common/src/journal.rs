@@ -200,6 +200,17 @@ pub struct ModelsSent {
     pub evaluation_bytes: u64,
 }
 
+/// Where a copied model comes from: a trial of a search goes on from another one (docs/adr/0037-search.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyMark {
+    /// The rung at which the search has compared both. It names the copy: a trial gets one at a rung.
+    pub rung: u32,
+    /// The run that was copied.
+    pub from: RunId,
+    /// The version of that run.
+    pub version: ModelVersion,
+}
+
 /// What a record says. Every event that changes what merging does is one of these.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RecordBody {
@@ -280,6 +291,8 @@ pub enum RecordBody {
         version: ModelVersion,
         /// Its Euclidean norm, the measure from here on.
         norm: f64,
+        /// Where it comes from, if a search has copied it from another run.
+        copied: Option<CopyMark>,
     },
     /// The history continues from an earlier position on a new branch.
     Branched {

@@ -68,7 +68,7 @@ fn quickstart(args: &Args) -> anyhow::Result<bool> {
     view.say("data cut into four one-sided shards; starting a coordinator and four agents");
     let mut coordinator = setup.run().start_coordinator()?;
     let mut agents = setup.join_and_start_agents()?;
-    let mut watch = Watch::start(&setup.run().coordinator())?;
+    let mut watch: Watch<Subject> = Watch::start(&setup.run().coordinator())?;
     let mut killed_at = None;
     let mut last: Option<StatusReport> = None;
     while coordinator.try_wait()?.is_none() {

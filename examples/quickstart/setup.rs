@@ -4,15 +4,14 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use anabranch_common::status::StatusReport;
-use anabranch_examples::daemon::{Daemon, Role};
+use anabranch_examples::daemon::Daemon;
+use anabranch_examples::digits::{Cut, Digits};
 use anabranch_examples::plot::Plot;
 use anabranch_examples::run_dir::RunDir;
 
 use crate::report::Outcome;
 use crate::{AGENTS, SLOW};
 
-const TRAIN: &[u8] = include_bytes!("../data/digits-train.csv.gz");
-const TEST: &[u8] = include_bytes!("../data/digits-test.csv.gz");
 /// A local round takes at least this long, so that there is something to watch.
 const ROUND_MS: u64 = 100;
 /// How many times as long the slow agent takes.
@@ -22,6 +21,7 @@ const SLOWER: u64 = 10;
 #[derive(Debug)]
 pub(crate) struct Setup {
     run: RunDir,
+    digits: Digits,
     seed: u64,
 }
 
@@ -29,26 +29,9 @@ impl Setup {
     /// Makes the directory, the shards and the coordinator.
     pub(crate) fn prepare(dir: &Path, seed: u64) -> anyhow::Result<Self> {
         let run = RunDir::replace(dir, "quickstart")?;
-        let (train, shards) = (run.path().join("digits-train.csv.gz"), run.path().join("shards"));
-        std::fs::write(&train, TRAIN)?;
-        std::fs::write(run.path().join("digits-test.csv.gz"), TEST)?;
-        let (agents, drawn) = (AGENTS.to_string(), seed.to_string());
-        let split: [&OsStr; 11] = [
-            "shard".as_ref(),
-            "split".as_ref(),
-            train.as_ref(),
-            "--agents".as_ref(),
-            agents.as_ref(),
-            "--alpha=0.3".as_ref(),
-            "--seed".as_ref(),
-            drawn.as_ref(),
-            "--out".as_ref(),
-            shards.as_ref(),
-            "-q".as_ref(),
-        ];
-        Role::Agent.run(&split)?;
+        let digits = Digits::split(&run, AGENTS, Cut::OneSided, seed)?;
         run.init(|listen| run_toml(seed, listen))?;
-        Ok(Self { run, seed })
+        Ok(Self { run, digits, seed })
     }
 
     pub(crate) fn run(&self) -> &RunDir {
@@ -63,13 +46,12 @@ impl Setup {
     }
 
     pub(crate) fn start_agent(&self, number: usize) -> anyhow::Result<Daemon> {
-        let shard = self.run.path().join(format!("shards/agent-{}", number - 1));
-        let test = self.run.path().join("digits-test.csv.gz");
+        let shard = self.digits.shard(number - 1);
         let round = (if number == SLOW { ROUND_MS * SLOWER } else { ROUND_MS }).to_string();
         let mut options: Vec<&OsStr> = vec!["--shard".as_ref(), shard.as_ref()];
         options.extend::<[&OsStr; 4]>(["--threads".as_ref(), "1".as_ref(), "--min-round".as_ref(), round.as_ref()]);
         if number <= 2 {
-            options.extend::<[&OsStr; 2]>(["--eval-shard".as_ref(), test.as_ref()]);
+            options.extend::<[&OsStr; 2]>(["--eval-shard".as_ref(), self.digits.test().as_ref()]);
         }
         self.run.start_agent(&format!("agent-{number}"), &options)
     }

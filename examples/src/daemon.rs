@@ -180,11 +180,19 @@ impl Daemon {
             }
             if !asked && now() + patience / 2 > until {
                 asked = true;
-                kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+                self.ask_to_end()?;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn ask_to_end(&self) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?)
     }
 }
 

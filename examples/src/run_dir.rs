@@ -10,9 +10,11 @@ use anyhow::{Context, bail};
 use crate::daemon::{Daemon, Role};
 
 /// A directory with the coordinator, the agents, their logs and what comes out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
+    /// Of `anabranch-coordinator run`.
+    options: Vec<&'static str>,
 }
 
 impl RunDir {
@@ -29,9 +31,15 @@ impl RunDir {
             std::fs::remove_dir_all(path)?;
         }
         std::fs::create_dir_all(path.join("logs")).with_context(|| format!("cannot make {}", path.display()))?;
-        let this = Self { path: path.canonicalize()? };
+        let this = Self { path: path.canonicalize()?, options: Vec::new() };
         std::fs::write(this.path.join(marker), [])?;
         Ok(this)
+    }
+
+    /// Has the coordinator stay when every run has ended.
+    #[must_use]
+    pub fn staying(self) -> Self {
+        Self { options: vec!["--stay"], ..self }
     }
 
     /// Returns the directory.
@@ -71,7 +79,8 @@ impl RunDir {
     /// See [`Daemon::start`].
     pub fn start_coordinator(&self) -> anyhow::Result<Daemon> {
         let dir = self.coordinator();
-        let args: [&OsStr; 3] = ["run".as_ref(), "--dir".as_ref(), dir.as_ref()];
+        let mut args: Vec<&OsStr> = vec!["run".as_ref(), "--dir".as_ref(), dir.as_ref()];
+        args.extend(self.options.iter().map(OsStr::new));
         Daemon::start(Role::Coordinator, &args, self.logs().join("coordinator.log"))
     }
 
@@ -80,10 +89,8 @@ impl RunDir {
     /// # Errors
     /// See [`Role::run`].
     pub fn join(&self, name: &str) -> anyhow::Result<()> {
-        let (dir, agent) = (self.coordinator(), self.path.join(name));
-        let create: [&OsStr; 6] =
-            ["token".as_ref(), "create".as_ref(), "--dir".as_ref(), dir.as_ref(), "--name".as_ref(), name.as_ref()];
-        let token = Role::Coordinator.run(&create)?;
+        let agent = self.path.join(name);
+        let token = self.coordinate(&["token", "create"], &["--name".as_ref(), name.as_ref()])?;
         let join: [&OsStr; 5] =
             ["join".as_ref(), "--token".as_ref(), token.trim().as_ref(), "--dir".as_ref(), agent.as_ref()];
         Role::Agent.run(&join)?;
@@ -100,21 +107,25 @@ impl RunDir {
         Daemon::start(Role::Agent, &[&run, options].concat(), self.logs().join(format!("{name}.log")))
     }
 
+    /// Runs `anabranch-coordinator VERB --dir DIR ARGS`, and returns what it printed.
+    ///
+    /// # Errors
+    /// See [`Role::run`].
+    pub fn coordinate(&self, verb: &[&str], args: &[&OsStr]) -> anyhow::Result<String> {
+        let dir = self.coordinator();
+        let mut all: Vec<&OsStr> = verb.iter().map(OsStr::new).collect();
+        all.extend::<[&OsStr; 2]>(["--dir".as_ref(), dir.as_ref()]);
+        all.extend(args);
+        Role::Coordinator.run(&all)
+    }
+
     /// Exports the model of a run that has ended, and returns where it is.
     ///
     /// # Errors
     /// See [`Role::run`].
     pub fn export(&self) -> anyhow::Result<PathBuf> {
-        let (dir, model) = (self.coordinator(), self.path.join("model.safetensors"));
-        let export: [&OsStr; 6] = [
-            "checkpoint".as_ref(),
-            "export".as_ref(),
-            "--dir".as_ref(),
-            dir.as_ref(),
-            "--out".as_ref(),
-            model.as_ref(),
-        ];
-        Role::Coordinator.run(&export)?;
+        let model = self.path.join("model.safetensors");
+        self.coordinate(&["checkpoint", "export"], &["--out".as_ref(), model.as_ref()])?;
         Ok(model)
     }
 
@@ -123,9 +134,7 @@ impl RunDir {
     /// # Errors
     /// See [`Role::run`].
     pub fn last_status(&self, live: &StatusReport) -> anyhow::Result<StatusReport> {
-        let dir = self.coordinator();
-        let status: [&OsStr; 4] = ["status".as_ref(), "--json".as_ref(), "--dir".as_ref(), dir.as_ref()];
-        let mut last: StatusReport = serde_json::from_str(&Role::Coordinator.run(&status)?)?;
+        let mut last: StatusReport = serde_json::from_str(&self.coordinate(&["status"], &["--json".as_ref()])?)?;
         // What was sent is known to the process that sent it, and to its last words.
         last.downlink_bytes = live.downlink_bytes;
         last.raw_f32_downlink_bytes = live.raw_f32_downlink_bytes;

@@ -1,4 +1,4 @@
-//! The reports of a run, as its coordinator's command line prints them.
+//! The reports of a run or a search, as its coordinator's command line prints them.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -7,33 +7,33 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
-use anabranch_common::status::StatusReport;
 use anyhow::Context;
 
 use crate::daemon::Role;
+use crate::view::Picture;
 
-/// `status --watch --json`, read line by line.
+/// The reports that a picture is made from, read line by line.
 #[derive(Debug)]
-pub struct Watch {
+pub struct Watch<P: Picture> {
     child: Child,
-    reports: Receiver<StatusReport>,
+    reports: Receiver<P::Report>,
 }
 
-impl Watch {
-    /// Starts to watch the run of a coordinator's directory.
+impl<P: Picture> Watch<P> {
+    /// Starts to watch a coordinator's directory.
     ///
     /// # Errors
     /// The process cannot be started.
     pub fn start(dir: &Path) -> anyhow::Result<Self> {
-        let args: [&OsStr; 5] =
-            ["status".as_ref(), "--watch".as_ref(), "--json".as_ref(), "--dir".as_ref(), dir.as_ref()];
+        let mut args: Vec<&OsStr> = P::COMMAND.iter().map(OsStr::new).collect();
+        args.extend::<[&OsStr; 4]>(["--watch".as_ref(), "--json".as_ref(), "--dir".as_ref(), dir.as_ref()]);
         let mut command = Role::Coordinator.command(&args)?;
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("standard output is piped")?).lines();
         let (send, reports) = sync_channel(16);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                let Ok(report) = serde_json::from_str(&line) else { continue };
+                let Some(report) = P::parse(&line) else { continue };
                 if send.send(report).is_err() {
                     return;
                 }
@@ -43,7 +43,7 @@ impl Watch {
     }
 
     /// Returns the next report, or `None` when `patience` has passed without one.
-    pub fn next(&mut self, patience: Duration) -> Option<StatusReport> {
+    pub fn next(&mut self, patience: Duration) -> Option<P::Report> {
         match self.reports.recv_timeout(patience) {
             Ok(report) => Some(report),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => None,
@@ -53,9 +53,17 @@ impl Watch {
             }
         }
     }
+
+    /// Returns whether the command has ended: there was nothing to be watched, or it is over.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
 }
 
-impl Drop for Watch {
+impl<P: Picture> Drop for Watch<P> {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

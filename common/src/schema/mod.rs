@@ -30,7 +30,7 @@ pub use layout::{Layout, Reader, Writer};
 pub use run_text::{RunText, RunTextError};
 
 /// The version of every table: what this build writes.
-pub const VERSION: u16 = 6;
+pub const VERSION: u16 = 7;
 /// The oldest version that this build reads.
 pub const OLDEST: u16 = 6;
 

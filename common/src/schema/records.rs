@@ -1,7 +1,7 @@
 //! Journal records. A new kind of record is a variant with the next tag.
 
 use crate::journal::{
-    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Head, ModelsSent, Publication,
+    Aggregate, Close, CloseReason, Contribution, CopyMark, Evaluation, FinishReason, Head, ModelsSent, Publication,
     PublicationForm, RecordBody,
 };
 use crate::merge::ef21::MemoryInputs;
@@ -21,7 +21,7 @@ layout! {
         7 = Contribution(contribution),
         8 = Refused { key, payload_digest, lease, reason },
         9 = Evaluated(evaluation),
-        10 = Imported { model, version, norm },
+        10 = Imported { model, version, norm, copied since 7 or None },
         11 = Branched { branch, from, version, norm, examples },
         12 = Paused,
         13 = Resumed,
@@ -39,6 +39,7 @@ layout! {
     struct RecallInputs { active, scale, recalled }
     struct Recalled { agent, factor }
     struct Close { version, contributions, why, is_base }
+    struct CopyMark { rung, from, version }
     struct Publication { version, form, digest }
     struct Evaluation { agent, version, accuracy, loss, num_examples }
     struct Aggregate { version, accuracy, loss, evaluators, num_examples, covered_examples, known_examples }

@@ -9,7 +9,7 @@ use anabranch_common::ids::{
     AgentId, BranchId, Digest, Epoch, Incarnation, LeaseId, ModelVersion, Position, RunId, UpdateSeq,
 };
 use anabranch_common::journal::{
-    Aggregate, Close, CloseReason, Contribution, Evaluation, FinishReason, Lease, LeaseEnd, ModelsSent, Plan,
+    Aggregate, Close, CloseReason, Contribution, CopyMark, Evaluation, FinishReason, Lease, LeaseEnd, ModelsSent, Plan,
     Publication, PublicationForm, Record, RecordBody,
 };
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
@@ -500,7 +500,13 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
             reason: RefusalReason::Stale,
         },
         RecordBody::Evaluated(evaluation()),
-        RecordBody::Imported { model: DIGEST, version: ModelVersion(43), norm: 7.5 },
+        RecordBody::Imported { model: DIGEST, version: ModelVersion(43), norm: 7.5, copied: None },
+        RecordBody::Imported {
+            model: DIGEST,
+            version: ModelVersion(44),
+            norm: 7.5,
+            copied: Some(CopyMark { rung: 2, from: RUN, version: ModelVersion(96) }),
+        },
         RecordBody::Branched {
             branch: BRANCH,
             from: Position(70),

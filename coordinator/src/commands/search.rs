@@ -18,7 +18,6 @@ use super::reach::{self, Coordinator};
 use super::status::INTERVAL;
 use crate::cli::{ReportArgs, RunTargetArgs, SearchStatusArgs, SearchVerb, TargetArgs, WhichRun};
 use crate::config::ConfigError;
-use crate::host::unserved_method;
 use crate::runs::searches::check_texts;
 use crate::search::check::Impossible;
 use crate::search::price::Price;
@@ -49,9 +48,6 @@ fn start(target: &TargetArgs, path: &Path, output: OutputArgs) -> anyhow::Result
     };
     let text = read(path)?;
     let spec = SearchSpec::parse(path, &text).map_err(|error| refused(error.into()))?;
-    if let Some(problem) = unserved_method(&spec) {
-        return Err(Fail::new(ExitCode::Config, format!("{}: {problem}", path.display())).into());
-    }
     let base = read(&spec.base_path(path))?;
     let (spec, _, impossible) = check_texts((path, &text), &base).map_err(refused)?;
     warn(&impossible);

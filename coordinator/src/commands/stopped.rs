@@ -396,7 +396,7 @@ mod tests {
         let error = recovery::recover(&stopped.store).expect_err("an old record");
         assert_eq!(
             error.to_string(),
-            "record 3 cannot be read: record of schema version 3; this program reads version 6"
+            "record 3 cannot be read: record of schema version 3; this program reads versions 6 to 7"
         );
         assert!(error.help().is_some_and(|help| help.contains("checkpoint export")), "{:?}", error.help());
     }

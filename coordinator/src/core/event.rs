@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anabranch_common::codec::DecodeError;
 use anabranch_common::downlink::FetchPurpose;
 use anabranch_common::ids::{AgentId, BranchId, Digest, ModelVersion, Position};
+use anabranch_common::journal::CopyMark;
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::update::UpdateMeta;
 use anabranch_common::wire::message::{AgentHello, AgentMessage};
@@ -142,6 +143,18 @@ pub enum Event {
     Import {
         /// Where the answer goes.
         request: RequestId,
+        /// Its tensors.
+        manifest: ModelManifest,
+        /// Digest of its content.
+        digest: Digest,
+        /// Its content, every value of it.
+        model: Arc<Content>,
+    },
+    /// The run, a trial, is to go on from a copy of another trial's version. No agent is connected. Told as
+    /// [`TrialNews::Copied`](super::trial::TrialNews::Copied). A second time changes nothing.
+    Copy {
+        /// Names the copy.
+        mark: CopyMark,
         /// Its tensors.
         manifest: ModelManifest,
         /// Digest of its content.

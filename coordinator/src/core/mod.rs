@@ -254,6 +254,7 @@ impl Core {
             Event::AgentRevoked { agent, request } => self.agent_revoked(agent, request),
             Event::Operator { request, operation } => self.operate(request, operation),
             Event::Import { request, manifest, digest, model } => self.import(request, manifest, digest, model),
+            Event::Copy { mark, manifest, digest, model } => self.copy(mark, manifest, digest, model),
             Event::RollBack { request, branch, to } => self.roll_back(request, branch, to),
             Event::DiskMeasured { disk_bytes, quota_bytes } => self.disk_measured(disk_bytes, quota_bytes),
             Event::Trial(order) => self.trial_ordered(order),

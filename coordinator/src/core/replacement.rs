@@ -4,20 +4,27 @@
 //!  Import    no run ──► record 0 (see `beginning`)          a run ──► Imported: the next version
 //!  RollBack  Branched: the earlier version again, on a new branch ──► a checkpoint, so that the next start is cheap
 //! ```
-//! Contributions that wait for a close are dropped with the model that they were made for.
+//! Contributions that wait for a close are dropped with the model that they were made for. A copy of another trial's version
+//! is an import, named by its rung.
 
 use std::sync::Arc;
 
 use anabranch_common::ids::{BranchId, Digest, ModelVersion, Position};
-use anabranch_common::journal::RecordBody;
+use anabranch_common::journal::{CopyMark, RecordBody};
 use anabranch_common::manifest::ModelManifest;
 use anabranch_common::schema::SchemaError;
 
 use super::Core;
+use super::agent::AgentState;
 use super::beginning::TensorOrder;
 use super::command::Command;
 use super::content::Content;
 use super::event::RequestId;
+use super::outstanding::Outstanding;
+use super::round::Round;
+use super::sizing::Pace;
+use super::state::RunState;
+use super::trial::TrialNews;
 
 /// A version of the current history as recovery rebuilds it: a new branch can leave here.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +99,51 @@ pub enum ReplaceError {
     TooLong(#[from] SchemaError),
 }
 
+impl RunState {
+    /// Another model is the next version. Work on the model that a copy replaces is not welcome any more.
+    pub(super) fn import(&mut self, position: Position, version: ModelVersion, norm: f64, copied: Option<CopyMark>) {
+        (self.version, self.base) = (version, version);
+        self.round = Round::new(position);
+        self.reference_norm = norm;
+        if let Some(CopyMark { rung, .. }) = copied {
+            self.copied = Some(rung);
+            self.forget_leases();
+            self.recent.forget();
+        }
+        self.forget_memories();
+        self.forget_marks();
+    }
+
+    /// An earlier version is the newest one, on a new branch.
+    pub(super) fn branch_off(&mut self, position: Position, branch: BranchId, version: ModelVersion) {
+        self.branch = branch;
+        (self.version, self.base) = (version, version);
+        self.published = None;
+        self.round = Round::new(position);
+        self.finished = None;
+        self.forget_leases();
+        self.recent.forget();
+        self.forget_memories();
+        self.forget_marks();
+        // Versions beyond it will be made again, and be other models. What was evaluated of this one was its average, if the
+        // rule serves one; the average begins anew at its model.
+        let holds = |of: ModelVersion| of < version || (of == version && !self.spec.merge.serves_average());
+        self.evaluations.retain(|(_, evaluation)| holds(evaluation.version));
+        self.aggregates.retain(|(_, aggregate)| holds(aggregate.version));
+    }
+
+    /// Nobody works on the newest model.
+    fn forget_leases(&mut self) {
+        self.outstanding = Outstanding::default();
+        let has_leases = |agent: &AgentState| agent.pace.is_some() || agent.lease.is_some() || !agent.leases.is_empty();
+        self.agents.change(has_leases, |agent| {
+            agent.lease = None;
+            agent.pace.iter_mut().for_each(Pace::forget_leases);
+            agent.leases.clear();
+        });
+    }
+}
+
 /// Whether a model has as many values as its manifest says, all of them finite.
 pub(super) fn check(manifest: &ModelManifest, model: &Content) -> Result<(), ReplaceError> {
     let (expected, found) = (manifest.params(), model.delta().len());
@@ -103,8 +155,23 @@ pub(super) fn check(manifest: &ModelManifest, model: &Content) -> Result<(), Rep
 
 impl Core {
     pub(super) fn import(&mut self, request: RequestId, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
-        let outcome = self.take_model(manifest, digest, model);
+        let outcome = self.take_model(manifest, digest, model, None);
         self.gated(Command::Replaced { request, outcome });
+    }
+
+    /// Goes on from a copy of another trial's version, unless the journal says already that it does.
+    pub(super) fn copy(&mut self, mark: CopyMark, manifest: ModelManifest, digest: Digest, model: Arc<Content>) {
+        let Some(state) = &self.state else {
+            let reason = ReplaceError::NoRun.to_string();
+            return self.gated(Command::Trial(TrialNews::NotCopied { reason }));
+        };
+        let is_done = state.copied >= Some(mark.rung);
+        let outcome = if is_done { Ok(()) } else { self.take_model(manifest, digest, model, Some(mark)).map(drop) };
+        let news = match outcome {
+            Ok(()) => TrialNews::Copied { rung: mark.rung },
+            Err(error) => TrialNews::NotCopied { reason: error.to_string() },
+        };
+        self.gated(Command::Trial(news));
     }
 
     pub(super) fn roll_back(&mut self, request: RequestId, branch: BranchId, to: EarlierVersion) {
@@ -121,6 +188,7 @@ impl Core {
         manifest: ModelManifest,
         digest: Digest,
         model: Arc<Content>,
+        copied: Option<CopyMark>,
     ) -> Result<Replaced, ReplaceError> {
         self.check_unserved()?;
         let Some(state) = &self.state else {
@@ -137,7 +205,7 @@ impl Core {
             return Err(ReplaceError::Finished(result));
         }
         let (before, version) = (state.version, state.version.next());
-        let body = RecordBody::Imported { model: digest, version, norm: model.norm() };
+        let body = RecordBody::Imported { model: digest, version, norm: model.norm(), copied };
         let position = self.append_model(body, model, None);
         Ok(Replaced { position, version, before: Some(before) })
     }

@@ -11,7 +11,7 @@ use super::compression::Compression;
 use super::outstanding::Outstanding;
 use super::recent::Recent;
 use super::round::Round;
-use super::sizing::{self, Pace};
+use super::sizing;
 use anabranch_common::ids::{AgentId, BranchId, Digest, LeaseId, ModelVersion, Position, RunId};
 use anabranch_common::journal::{
     Aggregate, Contribution, Evaluation, FinishReason, Lease, Plan, Publication, Record, RecordBody,
@@ -147,6 +147,8 @@ pub struct RunState {
     /// Euclidean norm of the latest model that was not made by merging: version 0, an imported one, or the version that a
     /// rollback went back to. The measure of updates until enough agents have shown one.
     pub reference_norm: f64,
+    /// The rung of the newest copy of another run's version that has taken the model's place, if the run is a trial.
+    pub copied: Option<u32>,
     /// Examples credited to the contributions that the version is made of: those that wait, or
     /// that a rollback took back, do not count.
     pub examples: u64,
@@ -202,6 +204,7 @@ impl RunState {
             paused: false,
             finished: None,
             reference_norm: *norm,
+            copied: None,
             examples: 0,
         })
     }
@@ -295,13 +298,9 @@ impl RunState {
                 }
             }
             RecordBody::Reopened => self.finished = None,
-            RecordBody::Imported { version, norm, .. } => {
+            RecordBody::Imported { version, norm, copied, .. } => {
                 self.expect_version(position, *version, self.version.next())?;
-                (self.version, self.base) = (*version, *version);
-                self.round = Round::new(position);
-                self.reference_norm = *norm;
-                self.forget_memories();
-                self.forget_marks();
+                self.import(position, *version, *norm, *copied);
             }
             RecordBody::Branched { branch, version, norm, examples, .. } => {
                 self.branch_off(position, *branch, *version);
@@ -460,29 +459,6 @@ impl RunState {
         }
         *self.totals.refused.entry(reason).or_default() += 1;
         Some(())
-    }
-
-    fn branch_off(&mut self, position: Position, branch: BranchId, version: ModelVersion) {
-        self.branch = branch;
-        (self.version, self.base) = (version, version);
-        self.published = None;
-        self.round = Round::new(position);
-        self.finished = None;
-        self.outstanding = Outstanding::default();
-        let has_leases = |agent: &AgentState| agent.pace.is_some() || agent.lease.is_some() || !agent.leases.is_empty();
-        self.agents.change(has_leases, |agent| {
-            agent.lease = None;
-            agent.pace.iter_mut().for_each(Pace::forget_leases);
-            agent.leases.clear();
-        });
-        self.recent.forget();
-        self.forget_memories();
-        self.forget_marks();
-        // Versions beyond it will be made again, and be other models. What was evaluated of this one was its average, if the
-        // rule serves one; the average begins anew at its model.
-        let holds = |of: ModelVersion| of < version || (of == version && !self.spec.merge.serves_average());
-        self.evaluations.retain(|(_, evaluation)| holds(evaluation.version));
-        self.aggregates.retain(|(_, aggregate)| holds(aggregate.version));
     }
 
     pub(super) fn expect_version(

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!  Limit(Until(n)) ─► leases ─► n contributions, none of which waits for a close ─► Reached{version}
+//!  Copy{rung, model} ─► no agent is connected: Imported, unless the rung was copied ► Copied{rung}
 //!  Measure{version} ─► a round of evaluation of exactly that version ─────────────► Measured{version, accuracy, loss}
 //!  no agent gets an update out of a round, or that version's figures are not finite ► Stuck
 //!  the run ends by itself, or an operator ends it ────────────────────────────────► Finished{reason}
 //! ```
-//! Nothing of it is journalled: the search repeats its orders after a restart. What is told rests on durable records.
+//! Nothing but the copy is journalled: the search repeats its orders after a restart. What is told rests on durable records.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,7 +51,7 @@ pub enum TrialOrder {
 }
 
 /// What has become of a trial.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum TrialNews {
     /// It has the contributions of its limit.
     Reached {
@@ -70,6 +71,16 @@ pub enum TrialNews {
     },
     /// It gets no further, and trying again does not help.
     Stuck(Stuck),
+    /// It goes on from a copy of another trial's version.
+    Copied {
+        /// The rung that names the copy.
+        rung: u32,
+    },
+    /// It cannot go on from that copy.
+    NotCopied {
+        /// Why, for people.
+        reason: String,
+    },
     /// It has ended, and its search did not end it.
     Finished {
         /// Why.

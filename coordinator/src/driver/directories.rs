@@ -20,7 +20,7 @@ use crate::core::command::ExitReason;
 use crate::host::{RunsDone, RunsJob};
 use crate::node::JobError;
 use crate::node::merge::Merger;
-use crate::runs::{self, Files};
+use crate::runs::{self, Files, Open, OpenError};
 use crate::transport::{RunFiles, Shared, Spool};
 use crate::web::Events;
 use crate::workers::Tools;
@@ -187,6 +187,11 @@ impl Directories {
                 self.ended.remove(run);
                 self.open.remove(run)
             }
+            RunsJob::Reopen { run, .. } => {
+                self.shared.add_unopened(&name);
+                self.shared.remove_run(*run);
+                self.open.remove(run)
+            }
             RunsJob::Delete { run: None, .. } => {
                 self.shared.remove_unopened(&name);
                 self.in_use.remove(&name)
@@ -266,6 +271,7 @@ fn carry_out(dir: &Path, job: RunsJob, open: Option<OpenFiles>) -> Done {
             }
         }
         RunsJob::Open { name } => open_run(dir, name),
+        RunsJob::Reopen { name, config, .. } => reopen_run(dir, name, &config, open),
         RunsJob::Delete { name, .. } => {
             if let Some(in_use) = open.and_then(|open| released(open, limits::RUN_RELEASES)) {
                 return Done { done: RunsDone::InUse { name }, files: None, in_use: Some(in_use) };
@@ -277,10 +283,32 @@ fn carry_out(dir: &Path, job: RunsJob, open: Option<OpenFiles>) -> Done {
 }
 
 fn open_run(dir: &Path, name: String) -> Done {
-    match runs::open(dir, &name) {
+    let open = runs::open(dir, &name);
+    opened(name, open)
+}
+
+fn opened(name: String, open: Result<Open, OpenError>) -> Done {
+    match open {
         Ok(open) => Done { done: RunsDone::Opened(Box::new(open.run)), files: Some(open.files), in_use: None },
         Err(error) => not_opened(name, true, error.reason()),
     }
+}
+
+/// Gives a run whose node is gone another configuration. Its store stays open, for others may read it.
+fn reopen_run(dir: &Path, name: String, config: &str, open: Option<OpenFiles>) -> Done {
+    let Some(open) = open else { return not_opened(name, true, "it is not open".to_owned()) };
+    if !becomes_true(limits::RUN_RELEASES, || Arc::strong_count(&open.spool) == 1) {
+        let why = "its half-received uploads are still in use; start the coordinator again".to_owned();
+        return not_opened(name, true, why);
+    }
+    if let Err(error) = Config::parse_run(Path::new(FILE_NAME), config, &name) {
+        return not_opened(name, true, error.to_string());
+    }
+    if let Err(error) = runs::set_config(dir, &name, config) {
+        return not_opened(name, true, with_help(&error));
+    }
+    let open = runs::reopen(dir, &name, Arc::clone(&open.tools.store));
+    opened(name, open)
 }
 
 fn not_opened(name: String, is_there: bool, why: String) -> Done {
@@ -289,13 +317,18 @@ fn not_opened(name: String, is_there: bool, why: String) -> Done {
 
 /// Closes what is open of a run, once jobs and operators use it no more. Returns it if they still do after so many looks.
 fn released(open: OpenFiles, looks: u32) -> Option<OpenFiles> {
-    for _ in 0..looks {
-        if Arc::strong_count(&open.tools.store) == 1 && Arc::strong_count(&open.spool) == 1 {
-            return None;
+    let is_free = || Arc::strong_count(&open.tools.store) == 1 && Arc::strong_count(&open.spool) == 1;
+    (!becomes_true(looks, is_free)).then_some(open)
+}
+
+/// Looks whether something is true, so many times.
+fn becomes_true(looks: u32, is_true: impl Fn() -> bool) -> bool {
+    (0..looks).any(|look| {
+        if look > 0 {
+            std::thread::sleep(runs::REST);
         }
-        std::thread::sleep(runs::REST);
-    }
-    Some(open)
+        is_true()
+    })
 }
 
 fn with_help(error: &StorageError) -> String {

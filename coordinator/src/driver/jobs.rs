@@ -71,7 +71,7 @@ impl Driver {
     /// Does a job for a search.
     pub(super) fn start_search_job(&mut self, job: SearchesJob) {
         let run = match &job {
-            SearchesJob::Rebuild { run, .. } => {
+            SearchesJob::Rebuild { run, .. } | SearchesJob::Copy { run, .. } => {
                 self.directories.files(*run).map(|files| Arc::clone(&files.tools.store))
             }
             _ => None,

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use anabranch_common::ids::{ModelVersion, RunId};
 use tokio::sync::mpsc;
 
-use crate::host::{Input, SearchTexts, SearchesDone, SearchesJob};
+use crate::host::{CopiedModel, Input, SearchTexts, SearchesDone, SearchesJob};
 use crate::node::PublishedModel;
 use crate::recovery::{self, RecoveryError};
 use crate::runs::searches;
 use crate::search::journal;
+use crate::search::record::TrialId;
 use crate::store::{StorageError, Store};
 
 /// Stores by the name of their search: open once its directory is.
@@ -45,15 +46,25 @@ impl SearchStores {
 
 /// The answer to a job whose thread has panicked.
 fn failure(job: &SearchesJob) -> impl FnOnce(String) -> SearchesDone + Send + use<> {
-    let (name, rebuild, is_write) = match job {
-        SearchesJob::Create { name, .. } | SearchesJob::Open { name } => (name.clone(), None, false),
-        SearchesJob::Write { name, .. } => (name.clone(), None, true),
-        SearchesJob::Rebuild { search, trial, run, version } => (search.clone(), Some((*trial, *run, *version)), false),
+    enum Kind {
+        Open,
+        Write,
+        Rebuild(TrialId, RunId, ModelVersion),
+        Copy(TrialId, RunId, ModelVersion),
+    }
+    let (name, kind) = match job {
+        SearchesJob::Create { name, .. } | SearchesJob::Open { name } => (name.clone(), Kind::Open),
+        SearchesJob::Write { name, .. } => (name.clone(), Kind::Write),
+        SearchesJob::Rebuild { search, trial, run, version } => (search.clone(), Kind::Rebuild(*trial, *run, *version)),
+        SearchesJob::Copy { search, trial, run, version } => (search.clone(), Kind::Copy(*trial, *run, *version)),
     };
-    move |why| match rebuild {
-        Some((trial, run, version)) => SearchesDone::Rebuilt { search: name, trial, run, version, model: Err(why) },
-        None if is_write => SearchesDone::Written { name, result: Err(why) },
-        None => SearchesDone::NotOpened { name, is_there: true, why },
+    move |why| match kind {
+        Kind::Open => SearchesDone::NotOpened { name, is_there: true, why },
+        Kind::Write => SearchesDone::Written { name, result: Err(why) },
+        Kind::Rebuild(trial, run, version) => {
+            SearchesDone::Rebuilt { search: name, trial, run, version, model: Err(why) }
+        }
+        Kind::Copy(trial, run, version) => SearchesDone::Copied { search: name, trial, run, version, model: Err(why) },
     }
 }
 
@@ -81,6 +92,16 @@ fn carry_out(dir: &Path, stores: &Stores, job: SearchesJob, run: Option<Arc<dyn 
             let store = run.ok_or_else(|| "its run is not open".to_owned());
             let model = store.and_then(|store| rebuild(store.as_ref(), id, version));
             SearchesDone::Rebuilt { search, trial, run: id, version, model }
+        }
+        SearchesJob::Copy { search, trial, run: id, version } => {
+            let problem = |why: String| format!("version {version} of run {id} cannot be copied: {why}");
+            let store = run.ok_or_else(|| problem("its run is not open".to_owned()));
+            let model = store.and_then(|store| {
+                let exported = recovery::export(store.as_ref(), Some(version));
+                let model = exported.map(|exported| Box::new(CopiedModel::of(exported)));
+                model.map_err(|error| problem(error.to_string()))
+            });
+            SearchesDone::Copied { search, trial, run: id, version, model }
         }
     }
 }

@@ -44,9 +44,8 @@ pub use input::Input;
 pub use output::Output;
 pub use runs::{About, OpenedRun, RunsDone, RunsJob};
 use runs::{ConnectionEnd, Opening, Unserved};
-pub(crate) use searches::unserved_method;
+pub use searches::{CopiedModel, SearchTexts, SearchView, SearchesDone, SearchesJob};
 use searches::{News, Searches};
-pub use searches::{SearchTexts, SearchView, SearchesDone, SearchesJob};
 pub use view::{Health, HostView, MemberView, RunQueues, RunView};
 
 use crate::core::ModelMismatch;
@@ -117,6 +116,8 @@ pub struct Host {
     /// The run of each operator's request that a run has still to answer.
     asked: BTreeMap<RequestId, RunId>,
     searches: Searches,
+    /// Jobs of runs that are not answered, by run.
+    jobs_out: BTreeMap<RunId, usize>,
     phase: Phase,
     out: Vec<Output>,
 }
@@ -147,6 +148,7 @@ impl Host {
             subscriptions: Subscriptions::default(),
             asked: BTreeMap::new(),
             searches: Searches::default(),
+            jobs_out: BTreeMap::new(),
             phase: Phase::Serving,
             out: Vec::new(),
         }
@@ -227,7 +229,10 @@ impl Host {
                 self.tell_peer_run(now, peer, node::Input::Sent { peer, download, bytes });
             }
             Input::Received { peer, chunk } => self.tell_peer_run(now, peer, node::Input::Received(chunk)),
-            Input::Done { run, done } => self.tell(now, run, node::Input::Done(done)),
+            Input::Done { run, done } => {
+                self.tell(now, run, node::Input::Done(done));
+                self.note_done(run);
+            }
             Input::Hello { peer, agent, hello } => self.hello(now, peer, agent, hello),
             Input::Subscribe { peer, agent, wanted } => self.subscribe(peer, agent, wanted),
             Input::Facts { request, agent, run } => self.tell_facts(request, agent, run),
@@ -352,7 +357,10 @@ impl Host {
         for output in outputs {
             match output {
                 node::Output::ToPeer(what) => self.out.push(Output::ToPeer(what)),
-                node::Output::Run(job) => self.out.push(Output::Run { run, job }),
+                node::Output::Run(job) => {
+                    self.note_job(run, &job);
+                    self.out.push(Output::Run { run, job });
+                }
                 node::Output::Renew { peer, agent, csr_der } => {
                     // One that the agent has asked for before on this connection is superseded.
                     self.signer.retain(|job| !job.renews_for(peer));
@@ -497,6 +505,9 @@ impl Host {
     }
 
     fn run_ended(&mut self, run: RunId, ended: Result<ExitReason, JobError>) {
+        if self.closed_for_copy(run, &ended) {
+            return;
+        }
         let last = self.last_summary(run, ended.as_ref().err());
         self.ended.extend(last.map(|last| (run, last)));
         if ended.is_ok() {

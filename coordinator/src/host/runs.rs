@@ -3,6 +3,7 @@
 //! ```text
 //!  Create ─► Runs(Create) ─► Opened ─► a node ─► Reply       the directory is made and opened beside the loop
 //!            Runs(Open) ───► Opened ─► a node                at the start of the process, one for each directory
+//!            Runs(Reopen) ─► Opened ─► a node                a trial that goes on with another configuration
 //!  Delete ─► the node goes, Runs(Delete) ─► Deleted ─► Reply
 //! ```
 //! A run whose directory cannot be opened stays listed with the reason. So does a run that has ended: what is asked of it
@@ -76,6 +77,15 @@ pub enum RunsJob {
         /// Name of the run.
         name: String,
     },
+    /// Give a run whose node is gone another configuration, and open it again.
+    Reopen {
+        /// Name of the run.
+        name: String,
+        /// Its id.
+        run: RunId,
+        /// The text of its configuration.
+        config: String,
+    },
     /// Close what is open, and delete the directory.
     Delete {
         /// Name of the run.
@@ -90,7 +100,9 @@ impl RunsJob {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::Create { name, .. } | Self::Open { name } | Self::Delete { name, .. } => name,
+            Self::Create { name, .. } | Self::Open { name } | Self::Reopen { name, .. } | Self::Delete { name, .. } => {
+                name
+            }
         }
     }
 }
@@ -143,6 +155,11 @@ pub(super) struct Opening {
 }
 
 impl Opening {
+    /// One that no operator waits for.
+    pub(super) fn unasked() -> Self {
+        Self { submission: None, requests: Vec::new() }
+    }
+
     /// Whether an operator waits for it.
     pub(super) fn is_asked_for(&self) -> bool {
         !self.requests.is_empty()
@@ -166,7 +183,7 @@ impl Host {
 
     /// Opens a run whose directory is there. Returns what is to be done.
     pub fn open(&mut self, name: String) -> Vec<Output> {
-        self.opening.insert(name.clone(), Opening { submission: None, requests: Vec::new() });
+        self.opening.insert(name.clone(), Opening::unasked());
         self.out.push(Output::Runs(RunsJob::Open { name }));
         self.outputs()
     }
@@ -427,6 +444,7 @@ impl Host {
                 Ok(()) => json(&RunCreated { name, run }),
                 Err(mismatch) => {
                     let why = format!("{mismatch}; change its run.toml, then start the coordinator again");
+                    self.note_unopened(&name, &why);
                     self.cannot_serve(&name, false, why.clone());
                     self.out.push(Output::Close { run });
                     OperatorResponse::Failed(why)

@@ -6,13 +6,14 @@
 //!                                                  ▲                                              │
 //!                            Reached, Measured,    │     ┌─ Make ─────────► a run, like `runs create`
 //!                            Finished, Gone, ... ──┴─────┼─ Continue, Hold, End ─► its node ◄─────┘
-//!                                  ▲                     └─ Measure ─► Searches(Rebuild) ─► Rebuilt ─► its node
-//!                                  └── its node
+//!                                  ▲                     ├─ Measure ─► Searches(Rebuild) ─► Rebuilt ─► its node
+//!                                  └── its node          └─ Copy ─► `copies`
 //! ```
 //! A trial's run is known by its name and by the token of its submission. While its search goes on, it gives no leases but
 //! those that the search has ordered ([`Order`]). Orders are applied when they are given, and when the run is opened.
 
 mod answers;
+mod copies;
 mod interface;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -33,8 +34,8 @@ use crate::search::report::SearchStarted;
 use crate::search::{self, EndReason, Search, run_name};
 
 pub use answers::SearchView;
-pub(crate) use answers::unserved_method;
-pub use interface::{SearchTexts, SearchesDone, SearchesJob};
+use copies::{Copies, Copying};
+pub use interface::{CopiedModel, SearchTexts, SearchesDone, SearchesJob};
 
 /// The searches of a process.
 #[derive(Debug, Default)]
@@ -42,6 +43,9 @@ pub(super) struct Searches {
     by_name: BTreeMap<String, Standing>,
     /// What has become of runs by name, until it is told: at most a few for each run and input.
     news: VecDeque<(String, News)>,
+    /// Runs that are opened again with another configuration once their last jobs are done, with name and configuration: one
+    /// for each search at most.
+    reopening: BTreeMap<RunId, (String, String)>,
 }
 
 /// A search of the process.
@@ -66,6 +70,8 @@ struct Serving {
     writer: Lane<Record>,
     /// What each trial is to do, by number.
     orders: BTreeMap<TrialId, Order>,
+    /// Trials that go on from copies of others.
+    copies: Copies,
     /// Who waits until the start is durable.
     request: Option<RequestId>,
 }
@@ -172,7 +178,9 @@ impl Host {
         if self.search_of(run).is_some() {
             self.tell_trial(now, run, TrialOrder::Limit(LeaseLimit::Held));
         }
+        self.opened_for_copy(now, &search, trial, run);
         self.apply(now, &search, trial);
+        self.pace_copies(now, &search);
     }
 
     /// Says in a list of runs why a run gives no leases.
@@ -190,6 +198,7 @@ impl Host {
                     search::Input::Reached { trial, contributions, version }
                 }
                 News::Trial(TrialNews::Measured { version, accuracy, loss }) => {
+                    self.measured_trial(&search, trial, version);
                     search::Input::Measured { trial, version, accuracy, loss }
                 }
                 News::Trial(TrialNews::Stuck(stuck)) => self.stuck_input(trial, &run, stuck),
@@ -197,6 +206,11 @@ impl Host {
                     let reason = "its model stopped being finite".to_owned();
                     search::Input::Diverged { trial, reason }
                 }
+                News::Trial(TrialNews::Copied { rung }) => {
+                    self.copied(now, &search, trial, rung);
+                    continue;
+                }
+                News::Trial(TrialNews::NotCopied { reason }) => search::Input::Failed { trial, reason },
                 News::Trial(TrialNews::Finished { reason }) => {
                     search::Input::Gone { trial, reason: format!("its run has ended: {reason}") }
                 }
@@ -207,11 +221,19 @@ impl Host {
         }
     }
 
+    /// A version was measured: it is not rebuilt again.
+    fn measured_trial(&mut self, search: &str, trial: TrialId, version: ModelVersion) {
+        if let Some(order) = self.serving_mut(search).and_then(|serving| serving.orders.get_mut(&trial)) {
+            order.measure = order.measure.filter(|wanted| *wanted != version);
+        }
+    }
+
     fn tell_search(&mut self, now: Now, name: &str, input: search::Input) {
         let Some(Standing::Serving(serving)) = self.searches.by_name.get_mut(name) else { return };
         for output in serving.search.handle(now, input) {
             self.carry_out_search(now, name, output);
         }
+        self.pace_copies(now, name);
     }
 
     fn serving_mut(&mut self, name: &str) -> Option<&mut Serving> {
@@ -236,10 +258,8 @@ impl Host {
             search::Output::Measure { trial, version } => {
                 self.order(now, name, trial, |order| order.measure = Some(version));
             }
-            // `search start` refuses the method that copies.
-            search::Output::Copy { trial, .. } => {
-                let reason = "this build does not copy trials".to_owned();
-                self.searches.news.push_back((run_name(name, trial), News::Failed(reason)));
+            search::Output::Copy { trial, rung, from, version, config } => {
+                self.order_copy(now, name, trial, Copying::new(rung, from, version, config));
             }
             search::Output::End { trial, why } => self.order(now, name, trial, |order| order.end = Some(why)),
             search::Output::Finished(outcome) => {
@@ -269,9 +289,13 @@ impl Host {
 
     /// Lets the run of a trial do what was ordered. A run that is being opened does so when it is.
     fn apply(&mut self, now: Now, search: &str, trial: TrialId) {
-        let Some(order) = self.serving_mut(search).and_then(|serving| serving.orders.get(&trial).copied()) else {
-            return;
-        };
+        let ordered = self.serving_mut(search).and_then(|serving| {
+            let order = serving.orders.get(&trial).copied()?;
+            // Both go on when the copy is durable.
+            let limit = if serving.copies.concern(trial) { LeaseLimit::Held } else { order.limit };
+            Some(Order { limit, ..order })
+        });
+        let Some(order) = ordered else { return };
         let name = run_name(search, trial);
         if self.opening.contains_key(&name) {
             return;
@@ -340,6 +364,9 @@ impl Host {
                 self.tell_search(now, &name, search::Input::Written { position });
             }
             SearchesDone::Written { name, result: Err(why) } => self.search_failed(now, &name, why),
+            SearchesDone::Copied { search, trial, run, version: _, model } => {
+                self.copy_fetched(now, &search, trial, run, model);
+            }
             SearchesDone::Rebuilt { search, trial, run, version, model } => {
                 let order = self.serving_mut(&search).and_then(|serving| serving.orders.get_mut(&trial));
                 let Some(order) = order else { return };
@@ -371,8 +398,8 @@ impl Host {
         };
         match search {
             Ok(search) => {
-                let (writer, orders) = (Lane::default(), BTreeMap::new());
-                let serving = Serving { search, writer, orders, request };
+                let (writer, orders, copies) = (Lane::default(), BTreeMap::new(), Copies::default());
+                let serving = Serving { search, writer, orders, copies, request };
                 self.searches.by_name.insert(name.to_owned(), Standing::Serving(Box::new(serving)));
                 if !self.parking {
                     self.tell_search(now, name, search::Input::Begin);

@@ -116,7 +116,7 @@ mod tests {
         let values = vec![1.0, 2.0];
         let named = [Digest::of_f32(&[2.0, 1.0]), Digest::of_f32(&values)];
         let written = named.map(|digest| {
-            let body = RecordBody::Imported { model: digest, version: ModelVersion(1), norm: 1.0 };
+            let body = RecordBody::Imported { model: digest, version: ModelVersion(1), norm: 1.0, copied: None };
             let record = Arc::new(Record::new(Position(0), 0, body, Arc::from([])));
             let model = Arc::new(Content::measure(Delta::Dense(values.clone()), Reservation::default()));
             write(&store, vec![WriteJob::Model { record, manifest: Arc::clone(&manifest), model, parent: None }])

@@ -28,7 +28,7 @@ use crate::config::{FILE_NAME, is_label, label_problem};
 
 pub use look::{answer, status, summary, unreadable};
 pub(crate) use open::open_with;
-pub use open::{Files, Open, OpenError, open, options};
+pub use open::{Files, Open, OpenError, open, options, reopen};
 
 /// Directory of runs below the coordinator's.
 pub const RUNS_DIR: &str = "runs";
@@ -39,6 +39,8 @@ pub const UPLOADS_DIR: &str = "uploads";
 
 /// File that keeps how a run was asked for.
 const SUBMITTED: &str = "submitted";
+/// A configuration that is about to take the place of the one that is there.
+const NEW_CONFIG: &str = ".new-run.toml";
 const NEW_PREFIX: &str = ".new-";
 const GONE_PREFIX: &str = ".gone-";
 
@@ -187,6 +189,22 @@ pub fn create(dir: &Path, name: &str, config: &str, submission: Option<Submissio
     sync_dir(&folder)
 }
 
+/// Puts another configuration, which was checked before, in the place of a run's. After a crash in the middle it has one of the
+/// two.
+///
+/// # Errors
+/// The disk fails.
+pub fn set_config(dir: &Path, name: &str, config: &str) -> Result<(), StorageError> {
+    let folder = dir_of(dir, name);
+    let (new, there) = (folder.join(NEW_CONFIG), folder.join(FILE_NAME));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StorageError::of_io(&new, error)),
+        _ => write_new(&new, config)?,
+    }
+    fs::rename(&new, &there).map_err(|source| StorageError::of_io(&there, source))?;
+    sync_dir(&folder)
+}
+
 /// Deletes the directory of a run, with all that is in it. After a crash in the middle the run is there as a whole, or gone.
 ///
 /// # Errors
@@ -270,6 +288,11 @@ mod tests {
         assert_eq!(fs::read_to_string(dir_of(dir, "b").join(FILE_NAME)).expect("read"), "text");
         assert_eq!(Submission::read(&dir_of(dir, "b")), Some(submission));
         assert_eq!(Submission::read(&dir_of(dir, "a")), None);
+        // A crash has left half of another configuration.
+        fs::write(dir_of(dir, "b").join(NEW_CONFIG), "ha").expect("written");
+        set_config(dir, "b", "another text").expect("replaced");
+        assert_eq!(fs::read_to_string(dir_of(dir, "b").join(FILE_NAME)).expect("read"), "another text");
+        assert!(!dir_of(dir, "b").join(NEW_CONFIG).exists());
         assert!(create(dir, "a", "again", None).is_err(), "there is one");
         assert_eq!(fs::read_to_string(dir_of(dir, "a").join(FILE_NAME)).expect("read"), "other");
         delete(dir, "b").expect("deleted");

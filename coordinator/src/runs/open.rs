@@ -82,6 +82,16 @@ pub fn open(dir: &Path, name: &str) -> Result<Open, OpenError> {
     open_with(&dir, &config, store, false)
 }
 
+/// Opens a run again whose store is open: with its configuration as it is now, and the uploads that are half there.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn reopen(dir: &Path, name: &str, store: Arc<dyn Store>) -> Result<Open, OpenError> {
+    let dir = super::dir_of(dir, name);
+    let config = Config::load_run(&dir.join(FILE_NAME), name)?;
+    open_with(&dir, &config, store, false)
+}
+
 /// The same for a run whose configuration was read, and whose store is open.
 ///
 /// # Errors

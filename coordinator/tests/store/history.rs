@@ -349,7 +349,7 @@ impl History {
     pub(crate) fn import(&mut self, model: Vec<f32>) {
         let version = self.newest().state.version.next();
         let norm = euclidean_norm(&model);
-        let body = RecordBody::Imported { model: Digest::of_f32(&model), version, norm };
+        let body = RecordBody::Imported { model: Digest::of_f32(&model), version, norm, copied: None };
         self.imported = Some((self.last().next(), model));
         self.push(body, vec![]);
     }

@@ -137,7 +137,7 @@ fn a_record_that_lies_about_the_norm_of_its_model_does_not_hold() {
     let model = vector(history.manifest.params(), 5);
     let digest = recovery::put_model(&store, &history.manifest, &model).expect("memory");
     let version = history.points.last().expect("records").state.version.next();
-    let body = RecordBody::Imported { model: digest, version, norm: 2.0 * euclidean_norm(&model) };
+    let body = RecordBody::Imported { model: digest, version, norm: 2.0 * euclidean_norm(&model), copied: None };
     let position = history.last().next();
     let record = Record::new(position, 1, body, [].into());
     store.journal().append(&[(position, record.to_bytes().expect("small"))]).expect("memory");
@@ -169,7 +169,7 @@ fn a_branch_goes_on_from_an_earlier_version() {
     append(RecordBody::Branched { branch, from: point.from, version: back, norm, examples: state.examples });
     let imported = vector(history.manifest.params(), 6);
     let digest = recovery::put_model(&store, &history.manifest, &imported).expect("memory");
-    append(RecordBody::Imported { model: digest, version: back.next(), norm: euclidean_norm(&imported) });
+    append(RecordBody::Imported { model: digest, version: back.next(), norm: euclidean_norm(&imported), copied: None });
 
     let recovered = recovery::recover(&store).expect("replays");
     assert_eq!((recovered.state.branch, recovered.state.version), (branch, back.next()));

@@ -100,7 +100,7 @@ fn another_model_and_another_rule_begin_without_memories() {
     merge(&mut world, 1, 0, None);
     let state = world.state();
     let (model, version) = (Digest::default(), state.version.next());
-    let imported = after(state, RecordBody::Imported { model, version, norm: 1.0 });
+    let imported = after(state, RecordBody::Imported { model, version, norm: 1.0, copied: None });
     assert_eq!(mark(&imported, 1), MemoryMark::EMPTY);
     let branch = BranchId([9; 16]);
     let branched = RecordBody::Branched { branch, from: Position(0), version: state.version, norm: 1.0, examples: 0 };

@@ -124,7 +124,7 @@ fn shares_follow_the_fleet_and_the_rule() {
     let anew = after(&without, RecordBody::ConfigChanged { spec: Box::new(recalling()) });
     assert_eq!(anew.shares.active(), 2, "another rule's end does not count it either");
     let model = Digest::default();
-    let imported = after(state, RecordBody::Imported { model, version: state.version.next(), norm: 1.0 });
+    let imported = after(state, RecordBody::Imported { model, version: state.version.next(), norm: 1.0, copied: None });
     assert_eq!(imported.shares.part(agent(1)).map(|(.., interval)| interval), Some(0), "memories are of another model");
     let other = Box::new(RunSpec { merge: spec().merge, ..recalling() });
     let other = after(state, RecordBody::ConfigChanged { spec: other });

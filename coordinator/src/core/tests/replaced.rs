@@ -89,7 +89,7 @@ fn an_imported_model_is_stored_before_its_record_and_answered_when_both_are_dura
     let commands = world.handle_at_rest(import(VALUES));
     let (record, imported, parent) = stored(&commands);
     let version = ModelVersion(3);
-    let body = RecordBody::Imported { model: Digest::of_f32(&VALUES), version, norm: 5.0 };
+    let body = RecordBody::Imported { model: Digest::of_f32(&VALUES), version, norm: 5.0, copied: None };
     assert_eq!((&record.body, imported, parent), (&body, &model(VALUES), None));
 
     let replaced = Replaced { position: record.position, version, before: Some(ModelVersion(2)) };

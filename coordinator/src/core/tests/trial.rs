@@ -1,20 +1,22 @@
 //! A run that is a trial: how far it goes, what is told of it, and which version is measured.
 
-use anabranch_common::ids::{Digest, ModelVersion};
-use anabranch_common::journal::{Evaluation, FinishReason, LeaseEnd};
+use anabranch_common::codec::Delta;
+use anabranch_common::ids::{Digest, ModelVersion, RunId};
+use anabranch_common::journal::{CopyMark, Evaluation, FinishReason, LeaseEnd, RecordBody};
 use anabranch_common::limits;
 use anabranch_common::merge::MergeSpec;
+use anabranch_common::update::{RefusalReason, Verdict};
 use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, NOT_FINITE, RunPhase};
 use anabranch_common::wire::operator::RunRequest;
 
-use super::world::{World, spec};
+use super::world::{World, content, manifest, spec};
 use crate::core::command::Command;
 use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::trial::{LeaseLimit, Stuck, TrialNews, TrialOrder};
 
 fn news(commands: &[Command]) -> Vec<TrialNews> {
     let news = commands.iter().filter_map(|command| match command {
-        Command::Trial(news) => Some(*news),
+        Command::Trial(news) => Some(news.clone()),
         _ => None,
     });
     news.collect()
@@ -51,7 +53,7 @@ fn a_trial_goes_to_its_limit_and_says_so_once_that_is_durable() {
     assert_eq!(world.sent_since(sent), [woken]);
     assert_eq!(contribute(&mut world, 0), []);
     let reached = TrialNews::Reached { contributions: 2, version: ModelVersion(2) };
-    assert_eq!(contribute(&mut world, 1), [reached]);
+    assert_eq!(contribute(&mut world, 1), [reached.clone()]);
     assert_eq!(world.ask(1), None);
     // After a restart the search says it again.
     assert_eq!(order(&mut world, until(2)), [reached]);
@@ -108,7 +110,7 @@ fn exactly_the_version_is_measured_that_was_asked_for() {
     };
     assert_eq!(answer(&mut world, ModelVersion(0), 0.25), []);
     let measured = TrialNews::Measured { version, accuracy: 0.75, loss: 0.1 };
-    assert_eq!(answer(&mut world, version, 0.75), [measured]);
+    assert_eq!(answer(&mut world, version, 0.75), [measured.clone()]);
     // After a restart: what was measured is in the journal.
     assert_eq!(order(&mut world, TrialOrder::Measure { version, digest }), [measured]);
 }
@@ -227,4 +229,56 @@ fn the_end_of_a_trial_is_told_unless_its_search_has_ended_it() {
     assert_eq!(order(&mut world, TrialOrder::End { result: None }), []);
     assert_eq!(world.position(), position);
     assert_eq!(world.replayed(), *world.state());
+}
+
+/// A copy of another trial's version: rung 1, version 9 of another run.
+fn copy() -> Event {
+    let values = vec![3.0, 0.0, -4.0, 0.0];
+    let mark = CopyMark { rung: 1, from: RunId([9; 16]), version: ModelVersion(9) };
+    let digest = Digest::of_f32(&values);
+    Event::Copy { mark, manifest: manifest(), digest, model: content(Delta::Dense(values)) }
+}
+
+#[test]
+fn a_copy_takes_the_models_place_once_and_what_was_trained_before_it_is_stale() {
+    let mut world = World::started(1);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(1)));
+    contribute(&mut world, 0);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Until(2)));
+    let lease = world.lease(1);
+    let meta = world.meta(1, 1, &lease);
+    order(&mut world, TrialOrder::Limit(LeaseLimit::Held));
+    let told = news(&world.handle(copy()));
+    assert!(matches!(&told[..], [TrialNews::NotCopied { reason }] if reason.contains("connected")), "{told:?}");
+
+    world.leave(1);
+    world.journal();
+    let commands = world.handle(copy());
+    let records = World::appended(&commands);
+    let [record] = &records[..] else { panic!("{commands:?}") };
+    let expected = CopyMark { rung: 1, from: RunId([9; 16]), version: ModelVersion(9) };
+    assert!(
+        matches!(record.body, RecordBody::Imported { version: ModelVersion(2), norm: 5.0, copied: Some(mark), .. } if mark == expected),
+        "{record:?}"
+    );
+    assert_eq!(news(&commands), []);
+    assert_eq!(news(&world.journal()), [TrialNews::Copied { rung: 1 }]);
+    assert_eq!(
+        (world.state().copied, world.state().version, world.state().totals.accepted),
+        (Some(1), ModelVersion(2), 1)
+    );
+    assert_eq!(world.replayed(), *world.state());
+
+    // A second time changes nothing.
+    let position = world.position();
+    let mut commands = world.handle(copy());
+    commands.extend(world.journal());
+    assert_eq!((news(&commands), world.position()), (vec![TrialNews::Copied { rung: 1 }], position));
+
+    world.connect(PeerId(1), 1);
+    world.journal();
+    world.receive(1, &meta, [1.0; 4]);
+    world.journal();
+    assert_eq!(world.last_verdict(), Some(Verdict::Refused { reason: RefusalReason::Stale }));
+    assert_eq!(world.state().totals.accepted, 1);
 }

@@ -14,7 +14,7 @@ use crate::host::{Host, Output};
 use crate::search::base::Base;
 use crate::search::record::TrialId;
 use crate::search::report::{self, SearchReport, SearchResult, SearchStarted, SearchSummary};
-use crate::search::spec::{Method, SearchSpec};
+use crate::search::spec::SearchSpec;
 use crate::search::{self, run_name};
 
 /// A search as those see it who watch the process.
@@ -36,15 +36,6 @@ pub(super) fn text(response: OperatorResponse) -> String {
         OperatorResponse::Failed(why) | OperatorResponse::NotFound(why) | OperatorResponse::Conflict(why) => why,
         other => format!("{other:?}"),
     }
-}
-
-/// Returns what to say of the method that this build does not serve.
-pub(crate) fn unserved_method(spec: &SearchSpec) -> Option<String> {
-    (spec.method == Method::Pbt).then(|| {
-        "search.method = \"pbt\" is not served yet: a trial cannot continue from a copy of another one; use \"asha\", \
-         \"random\" or \"grid\""
-            .to_owned()
-    })
 }
 
 impl Host {
@@ -77,9 +68,6 @@ impl Host {
             return Err(OperatorResponse::Failed(text));
         }
         let spec = SearchSpec::parse(Path::new(path), search).map_err(|error| failed(&error.to_string()))?;
-        if let Some(problem) = unserved_method(&spec) {
-            return Err(OperatorResponse::Failed(problem));
-        }
         if let Some(Standing::Serving(serving)) = self.searches.by_name.get(&spec.name) {
             let plan = &serving.search.state().plan;
             let is_same = plan.spec == spec && Base::parse(Path::new(path), base).is_ok_and(|base| base == plan.base);

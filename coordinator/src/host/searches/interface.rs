@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
-use anabranch_common::ids::{ModelVersion, Position, RunId};
+use anabranch_common::codec::Delta;
+use anabranch_common::ids::{Digest, ModelVersion, Position, RunId};
+use anabranch_common::manifest::ModelManifest;
 
+use crate::core::content::{Content, Reservation};
 use crate::node::PublishedModel;
+use crate::recovery::Exported;
 use crate::search::record::{Record, TrialId};
 
 /// What a search is started with.
@@ -51,6 +55,37 @@ pub enum SearchesJob {
         /// The version.
         version: ModelVersion,
     },
+    /// Take a version out of a trial's run for another trial; answered by `Copied`.
+    Copy {
+        /// Name of the search.
+        search: String,
+        /// The trial that goes on from it.
+        trial: TrialId,
+        /// The run that it is of.
+        run: RunId,
+        /// The version.
+        version: ModelVersion,
+    },
+}
+
+/// What another trial goes on from.
+#[derive(Debug)]
+pub struct CopiedModel {
+    /// Its tensors.
+    pub manifest: ModelManifest,
+    /// Digest of its content.
+    pub digest: Digest,
+    /// Its content.
+    pub content: Arc<Content>,
+}
+
+impl CopiedModel {
+    /// Measures a model that was taken out of a run. This reads every value: it does not belong on the loop.
+    #[must_use]
+    pub fn of(exported: Exported) -> Self {
+        let Exported { manifest, digest, model, .. } = exported;
+        Self { manifest, digest, content: Arc::new(Content::measure(Delta::Dense(model), Reservation::default())) }
+    }
 }
 
 /// A job for a search has ended.
@@ -93,5 +128,18 @@ pub enum SearchesDone {
         version: ModelVersion,
         /// What users are given of it, or the problem.
         model: Result<Arc<PublishedModel>, String>,
+    },
+    /// A version was taken out of a run.
+    Copied {
+        /// Name of the search.
+        search: String,
+        /// The trial that goes on from it.
+        trial: TrialId,
+        /// The run that it is of.
+        run: RunId,
+        /// The version.
+        version: ModelVersion,
+        /// What users are given of it, or the problem.
+        model: Result<Box<CopiedModel>, String>,
     },
 }

@@ -23,7 +23,8 @@ use crate::core::state::{RunState, Totals};
 anabranch_common::layout! {
     struct Head {
         run, branch, spec, manifest, initial, started_at_ms, position, version, base, round, published, next_lease,
-        participation, shares, recent, totals, evaluations, aggregates, paused, finished, reference_norm, examples, pages,
+        participation, shares, recent, totals, evaluations, aggregates, paused, finished, reference_norm,
+        copied since 7 or None, examples, pages,
     }
     struct Round { contributions, examples, since }
     struct Recent { votes }
@@ -68,6 +69,7 @@ pub(super) struct Head {
     paused: bool,
     finished: Option<(FinishReason, ModelVersion)>,
     reference_norm: f64,
+    copied: Option<u32>,
     examples: u64,
     /// Digests of the pages, by the smallest id in each in ascending order.
     pub(super) pages: Vec<Digest>,
@@ -122,6 +124,7 @@ impl Head {
             paused: state.paused,
             finished: state.finished,
             reference_norm: state.reference_norm,
+            copied: state.copied,
             examples: state.examples,
             pages,
         })
@@ -165,6 +168,7 @@ impl Head {
             paused: self.paused,
             finished: self.finished,
             reference_norm: self.reference_norm,
+            copied: self.copied,
             examples: self.examples,
         })
     }

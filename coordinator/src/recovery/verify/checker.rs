@@ -247,7 +247,7 @@ impl Checker {
                 self.average = begun.map(|begun| self.average.take().unwrap_or(begun));
                 self.change_track(spec);
             }
-            RecordBody::Imported { model, version, norm } => {
+            RecordBody::Imported { model, version, norm, .. } => {
                 self.replace(store.blobs(), position, *model, *version)?;
                 same_norm(position, *norm, &self.model)?;
             }

@@ -183,9 +183,28 @@ impl SearchReport {
         picture::svg(self)
     }
 
-    /// Trials from best to worst: by the highest rung that they were measured at, then by the metric there; closed ones
-    /// last.
-    pub(crate) fn ordered(&self) -> Vec<&TrialReport> {
+    /// Returns what a trial does, as one word. At the end one trial is the winner.
+    #[must_use]
+    pub fn standing(&self, trial: &TrialReport) -> &'static str {
+        table::state(self, trial)
+    }
+
+    /// Returns the curve of a trial as one bar for each rung that it was measured at.
+    #[must_use]
+    pub fn curve(&self, trial: &TrialReport) -> String {
+        table::sparkline(self, trial)
+    }
+
+    /// Returns a metric as people read it.
+    #[must_use]
+    pub fn shown(&self, metric: f64) -> String {
+        table::shown(self.metric, metric)
+    }
+
+    /// Returns the trials from best to worst: by the highest rung that they were measured at, then by the metric there;
+    /// closed ones last.
+    #[must_use]
+    pub fn ordered(&self) -> Vec<&TrialReport> {
         let mut trials: Vec<&TrialReport> = self.trials.iter().collect();
         let maximised = self.metric.is_maximised();
         trials.sort_by(|one, other| {

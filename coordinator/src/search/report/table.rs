@@ -89,7 +89,7 @@ fn spent(report: &SearchReport) -> String {
     )
 }
 
-fn shown(metric: Metric, value: f64) -> String {
+pub(super) fn shown(metric: Metric, value: f64) -> String {
     match metric {
         Metric::Accuracy => format!("{:.2} %", 100.0 * value),
         Metric::Loss => format!("{value:.4}"),
@@ -136,7 +136,7 @@ fn trials(report: &SearchReport) -> String {
     })
 }
 
-fn state(report: &SearchReport, trial: &TrialReport) -> &'static str {
+pub(super) fn state(report: &SearchReport, trial: &TrialReport) -> &'static str {
     let is_over = report.state != SearchPhase::Running;
     match trial.state {
         TrialPhase::Closed => "closed",
@@ -149,7 +149,7 @@ fn state(report: &SearchReport, trial: &TrialReport) -> &'static str {
 }
 
 /// One bar for each rung: the least metric of all trials is the lowest bar, the most the highest.
-fn sparkline(report: &SearchReport, trial: &TrialReport) -> String {
+pub(super) fn sparkline(report: &SearchReport, trial: &TrialReport) -> String {
     let Some((least, most)) = report.range() else { return String::new() };
     let bar = |metric: f64| {
         let share = if most > least { (metric - least) / (most - least) } else { 1.0 };

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anabranch_common::codec::{self, Delta};
-use anabranch_common::ids::{BranchId, Digest, Epoch, Incarnation, ModelVersion, UpdateSeq};
+use anabranch_common::ids::{BranchId, Digest, Epoch, Incarnation, ModelVersion, Position, UpdateSeq};
 use anabranch_common::journal::{Evaluation, Lease};
+use anabranch_common::spec::RunSpec;
 use anabranch_common::transfer::Budgets;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
 use anabranch_common::wire::message::{AgentMessage, RunPhase};
@@ -114,6 +115,8 @@ struct Seat {
 pub(super) struct Fleet {
     pub(super) host: Host,
     pub(super) answers: Vec<(RequestId, OperatorResponse)>,
+    /// What checkpoints keep.
+    pub(super) retention: Retention,
     habit: Habit,
     directories: BTreeMap<String, Directory>,
     searches: BTreeMap<String, Arc<MapStore>>,
@@ -151,6 +154,7 @@ impl Fleet {
         Self {
             host: host(),
             answers: Vec::new(),
+            retention: Retention::SinceSnapshot,
             habit,
             directories: BTreeMap::new(),
             searches: BTreeMap::new(),
@@ -223,6 +227,61 @@ impl Fleet {
 
     pub(super) fn run_state(&self, name: &str) -> RunState {
         recovery::recover(self.directories[name].store.as_ref()).expect("as written").state
+    }
+
+    /// Every record of a run that is kept.
+    pub(super) fn run_journal(&self, name: &str) -> Vec<anabranch_common::journal::Record> {
+        let journal = self.directories[name].store.journal();
+        let read = |position| {
+            let bytes = journal.record(Position(position)).expect("a map")?;
+            Some(anabranch_common::journal::Record::from_bytes(&bytes).expect("as written"))
+        };
+        (0..).map_while(read).collect()
+    }
+
+    /// The id of a run.
+    pub(super) fn run_id(&self, name: &str) -> RunId {
+        self.directories[name].run
+    }
+
+    /// What a run's `run.toml` says.
+    pub(super) fn run_spec(&self, name: &str) -> RunSpec {
+        self.config(name).spec
+    }
+
+    /// The digest of what users are given of a version of a run.
+    pub(super) fn digest(&self, name: &str, version: ModelVersion) -> Digest {
+        recovery::export(self.directories[name].store.as_ref(), Some(version)).expect("it is kept").digest
+    }
+
+    /// Whether a run is about to be opened again with another configuration.
+    pub(super) fn reopens(&self) -> bool {
+        matches!(self.work.front(), Some(Work::Job(Output::Runs(RunsJob::Reopen { .. }))))
+    }
+
+    /// Does the first half of that job: the configuration is another one, and the run is not open.
+    pub(super) fn half_reopen(&mut self) {
+        let Some(Work::Job(Output::Runs(RunsJob::Reopen { name, config, .. }))) = self.work.pop_front() else {
+            panic!("no such job")
+        };
+        self.directories.get_mut(&name).expect("it is there").config = config;
+    }
+
+    /// Answers the next request for a copy with a problem, once there is one.
+    pub(super) fn fail_copy(&mut self) {
+        for _ in 0..20_000 {
+            if let Some(Work::Job(Output::Searches(SearchesJob::Copy { .. }))) = self.work.front() {
+                let Some(Work::Job(Output::Searches(SearchesJob::Copy { search, trial, run, version }))) =
+                    self.work.pop_front()
+                else {
+                    unreachable!("it was just seen")
+                };
+                let model = Err("the disk is gone".to_owned());
+                return self.handle(Input::Searches(SearchesDone::Copied { search, trial, run, version, model }));
+            }
+            self.step();
+        }
+        panic!("no copy is asked for");
     }
 
     pub(super) fn has_model(&self, name: &str) -> bool {
@@ -401,7 +460,7 @@ impl Fleet {
     }
 
     fn run(&mut self, job: Output) {
-        let keep = Keep { checkpoints: 1, retention: Retention::SinceSnapshot };
+        let keep = Keep { checkpoints: 1, retention: self.retention };
         let input = match job {
             Output::Run { run, job } => {
                 let directory = self.directories.values().find(|directory| directory.run == run).expect("it is there");
@@ -425,6 +484,11 @@ impl Fleet {
                 self.open(&name)
             }
             Output::Runs(RunsJob::Open { name }) => self.open(&name),
+            Output::Runs(RunsJob::Reopen { name, run, config }) => {
+                self.mergers.remove(&run);
+                self.directories.get_mut(&name).expect("it is there").config = config;
+                self.open(&name)
+            }
             Output::Searches(job) => Input::Searches(self.search_job(job)),
             other => panic!("{other:?} is no job"),
         };
@@ -473,6 +537,12 @@ impl Fleet {
                     Arc::new(PublishedModel { version, digest, values })
                 });
                 SearchesDone::Rebuilt { search, trial, run, version, model }
+            }
+            SearchesJob::Copy { search, trial, run, version } => {
+                let directory = self.directories.values().find(|directory| directory.run == run).expect("it is there");
+                let exported = recovery::export(directory.store.as_ref(), Some(version));
+                let model = exported.map(|exported| Box::new(CopiedModel::of(exported)));
+                SearchesDone::Copied { search, trial, run, version, model: model.map_err(|error| error.to_string()) }
             }
         }
     }
