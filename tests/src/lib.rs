@@ -9,6 +9,7 @@
 //!  hostile     peers with bad intent: an enrolled one that says what a test wants, strangers with raw sockets
 //!  kills       kill -9 at every named point, in turn, and at random moments     `anabranch-lab kills`
 //!  sim         the real cores in virtual time, thousands of seeds                  `anabranch-lab sim`
+//!  ring        queues between replicas in memory: of races, and of what worlds are compared with
 //!  race        real training in virtual time or with processes: merge strategies   `anabranch-lab race`
 //!  bugs        deliberate bugs, made in a copy of the sources, which sim must find      `anabranch-lab bites`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
@@ -32,5 +33,6 @@ pub mod power;
 pub mod process;
 pub mod race;
 pub mod report;
+mod ring;
 pub mod sim;
 pub mod text;

@@ -56,7 +56,6 @@ use learner::Native;
 use real::RealRace;
 pub(crate) use real::run_toml;
 use replicas::RingRace;
-pub(crate) use replicas::{Hub, Item};
 use scoreboard::{Judge, Scoreboard};
 
 pub use finish::{Finish, Participation};

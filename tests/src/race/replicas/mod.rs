@@ -36,6 +36,7 @@ use anabranch_testkit::lease::PLAN;
 use anyhow::{Context as _, bail, ensure};
 
 use crate::invariants::journal::Journal;
+use crate::ring::Hub;
 use crate::sim::{Outcome, Traffic, agent_id};
 
 use super::Clock;
@@ -46,7 +47,6 @@ use super::workload::Workload;
 
 use lines::{Line, NS_PER_MS};
 use pace::Pace;
-pub(crate) use wire::{Hub, Item};
 use wire::{Member, RingWire};
 
 const NS_PER_S: f64 = 1e9;
@@ -60,7 +60,7 @@ pub(super) fn check(workload: &Workload, spec: &RunSpec, clock: &Clock) -> anyho
     ensure!(*clock == Clock::Virtual, "replicas race without --real; `anabranch-lab bench replicas` has real links");
     ensure!(
         !workload.kills(),
-        "the workload {name} kills processes, and nobody forms replicas anew in a race: `anabranch-lab sim --pods` does"
+        "the workload {name} kills processes, and a race of replicas has no coordinator that forms them anew: see `anabranch-lab sim --pods`"
     );
     let honest = workload.each_agent().all(|group| group.hostile.is_none());
     ensure!(honest, "the workload {name} has attackers, and a ring takes every gradient: race it without replicas");

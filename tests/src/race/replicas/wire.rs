@@ -4,12 +4,11 @@
 //! neighbour. So every time follows from times before it, however the system schedules the threads. The end of a round alone comes
 //! from all members, in any order: it takes no place on any line, and the latest one counts.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anabranch_agent::pod::{Address, Parcel, Wire, WireError};
-use anabranch_common::ids::AgentId;
-use parking_lot::{Condvar, Mutex};
+
+use crate::ring::{Hub, Item};
 
 use super::lines::Line;
 use super::pace::Pace;
@@ -18,62 +17,6 @@ use super::pace::Pace;
 const VALUE_BYTES: u64 = 4;
 /// Bytes of a parcel without values, as simulated links count them.
 const HEAD_BYTES: u64 = 64;
-
-/// What has come for a member.
-#[derive(Debug)]
-pub(crate) enum Item {
-    /// A parcel that has left its sender's line at this time.
-    Parcel(u64, Address, Parcel),
-    /// A member has closed its links.
-    Gone(AgentId),
-}
-
-/// What has come for each member.
-#[derive(Debug, Default)]
-struct Inbox {
-    items: Mutex<VecDeque<Item>>,
-    filled: Condvar,
-}
-
-/// The links between all members.
-#[derive(Debug)]
-pub(crate) struct Hub {
-    members: Vec<AgentId>,
-    inboxes: Vec<Inbox>,
-}
-
-impl Hub {
-    pub(crate) fn new(members: &[AgentId]) -> Self {
-        Self { members: members.to_vec(), inboxes: members.iter().map(|_| Inbox::default()).collect() }
-    }
-
-    /// Hands something to a member.
-    pub(crate) fn put(&self, to: usize, item: Item) {
-        if let Some(inbox) = self.inboxes.get(to) {
-            inbox.items.lock().push_back(item);
-            inbox.filled.notify_one();
-        }
-    }
-
-    /// Tells all others that a member has closed its links.
-    pub(crate) fn leave(&self, place: usize) {
-        for other in (0..self.members.len()).filter(|other| *other != place) {
-            self.put(other, Item::Gone(self.members[place]));
-        }
-    }
-
-    /// Waits for what comes next for a member.
-    pub(crate) fn take(&self, place: usize) -> Item {
-        let Inbox { items, filled } = &self.inboxes[place];
-        let mut items = items.lock();
-        loop {
-            if let Some(item) = items.pop_front() {
-                return item;
-            }
-            filled.wait(&mut items);
-        }
-    }
-}
 
 /// A member, from round to round.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use anabranch_agent::train::native::replicas::{ReplicaMemory, ReplicaTask, serve
 use anabranch_common::pod::PodRound;
 use anabranch_common::spec::AgentSpec;
 
-use crate::race::{Hub, Item};
+use crate::ring::{Hub, Item};
 
 /// Returns the model after a round that begins at `base`, of members with these shards. None where training diverges.
 pub(super) fn end(
