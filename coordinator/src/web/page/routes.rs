@@ -8,7 +8,7 @@ use anabranch_io::web::Server;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -57,14 +57,12 @@ pub(super) fn router(pages: Pages, names: Names) -> Router {
     let routes = Router::new().route("/api/state", get(now)).route("/api/events", get(events));
     FILES
         .into_iter()
-        .fold(routes, |routes, (path, kind, text)| routes.route(path, get(move || file(kind, text))))
+        .fold(routes, |routes, (path, kind, text)| {
+            routes.route(path, get(async move || ([(CONTENT_TYPE, kind)], text)))
+        })
         .fallback(nothing)
         .layer(from_fn_with_state(Arc::new(names), guard))
         .with_state(shown)
-}
-
-async fn file(kind: &'static str, text: &'static str) -> ([(HeaderName, &'static str); 1], &'static str) {
-    ([(CONTENT_TYPE, kind)], text)
 }
 
 async fn now(State(Shown { pages, texts, .. }): State<Shown>, uri: Uri) -> Response {
