@@ -1,4 +1,9 @@
-//! Every bound in the system, by name and with its unit. A bound that is not here does not exist.
+//! Every bound in the system, by name and with its unit. A bound that is not here does not exist. Those of the operator's
+//! page are in a file of their own.
+
+mod page;
+
+pub use page::*;
 
 pub mod doctor;
 
@@ -581,40 +586,6 @@ pub const METRICS_AGENTS: usize = 1_024;
 pub const TENSORBOARD_SAMPLE_MS: u64 = 5_000;
 /// Measurements of a run that has ended in this process that those who watch it still see, newest last.
 pub const ENDED_MEASUREMENTS_KEPT: usize = 64;
-/// Clients that get events of the operator's page at the same time; a further one is told so.
-pub const PAGE_CLIENTS: usize = 16;
-/// Events that wait for one of them; it misses later pages until it has read one.
-pub const PAGE_CLIENT_EVENTS: usize = 1;
-/// How long such a client hears nothing while the page stays the same, in milliseconds.
-pub const PAGE_HEARTBEAT_MS: u64 = 15_000;
-/// Events of the page's log that are kept, newest last, ...
-pub const PAGE_EVENTS: usize = 512;
-/// ... those of them that measurements and checkpoints are, ...
-pub const PAGE_ROUTINE_EVENTS: usize = 40;
-/// ... that one snapshot adds, and ...
-pub const PAGE_EVENTS_AT_ONCE: usize = 64;
-/// ... that are shown.
-pub const PAGE_EVENTS_SHOWN: usize = 100;
-/// Runs that the page lists: those that have failed first, those that have ended last.
-pub const PAGE_RUNS: usize = 200;
-/// Agents of one run that the page lists: those that need the operator first.
-pub const PAGE_AGENTS: usize = 250;
-/// Points of a curve on the page, and ...
-pub const PAGE_POINTS: usize = 300;
-/// ... of the small one in the list of runs.
-pub const PAGE_SPARK_POINTS: usize = 40;
-/// Measurements that the page lists.
-pub const PAGE_MEASURED: usize = 8;
-/// Lines about what needs the operator.
-pub const PAGE_NOTES: usize = 50;
-/// Snapshots from which the speed of a run is taken, and ...
-pub const PAGE_SAMPLES: usize = 64;
-/// ... the time that they go back, in milliseconds.
-pub const PAGE_RATE_MS: u64 = 60_000;
-/// The least time of which a speed is said, in milliseconds.
-pub const PAGE_RATE_LEAST_MS: u64 = 5_000;
-/// Rest of a certificate's life from which on the page warns of its end, in seconds: as the alerts do.
-pub const PAGE_CERTIFICATE_S: i64 = 14 * 24 * 60 * 60;
 /// Age of the latest snapshot from which on the process counts as stuck, in milliseconds.
 pub const SNAPSHOT_STALE_MS: u64 = 30_000;
 /// Requests of operators about ended runs whose stores are read at the same time.

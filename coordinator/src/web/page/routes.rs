@@ -8,7 +8,7 @@ use anabranch_io::web::Server;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, HeaderName};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -58,7 +58,7 @@ pub(super) fn router(pages: Pages, names: Names) -> Router {
     FILES
         .into_iter()
         .fold(routes, |routes, (path, kind, text)| {
-            routes.route(path, get(move || async move { ([(CONTENT_TYPE, kind)], text) }))
+            routes.route(path, get(async move || ([(CONTENT_TYPE, kind)], text)))
         })
         .fallback(nothing)
         .layer(from_fn_with_state(Arc::new(names), guard))
