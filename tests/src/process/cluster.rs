@@ -44,14 +44,7 @@ impl Cluster {
     pub fn new(lab: &Path, settings: &str) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("anabranch-").tempdir()?;
         let port = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
-        let cluster = Self {
-            coordinator: None,
-            agents: BTreeMap::new(),
-            lab: lab.to_owned(),
-            port,
-            run_args: Vec::new(),
-            folder,
-        };
+        let cluster = Self::stopped(lab, port, folder);
         std::fs::create_dir(cluster.path().join("calls"))?;
         let listen = format!("127.0.0.1:{port}");
         let dir = cluster.coordinator_dir();
@@ -74,13 +67,18 @@ impl Cluster {
         }
         std::fs::rename(folder.path().join("c"), folder.path().join("coordinator"))?;
         std::fs::rename(folder.path().join("a"), folder.path().join(agent))?;
-        let mut cluster = Self { coordinator: None, agents: BTreeMap::new(), lab: lab.to_owned(), port, folder };
+        let mut cluster = Self::stopped(lab, port, folder);
         std::fs::create_dir(cluster.path().join("calls"))?;
         let free = UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
         cluster.reroute(agent, free)?;
         cluster.edit(&format!(":{port}\""), &format!(":{free}\""))?;
         cluster.port = free;
         Ok(cluster)
+    }
+
+    fn stopped(lab: &Path, port: u16, folder: tempfile::TempDir) -> Self {
+        let (coordinator, agents, run_args) = (None, BTreeMap::new(), Vec::new());
+        Self { coordinator, agents, lab: lab.to_owned(), port, run_args, folder }
     }
 
     /// The directory of everything.
