@@ -44,8 +44,9 @@ impl World {
                 Output::Ended { ended: Ok(reason), run } => self.note(0, || format!("run {run} has ended: {reason:?}")),
                 Output::Ended { ended: Err(error), .. } | Output::Exit(Err(error)) => self.job_failed(&error),
                 Output::Exit(Ok(())) => return self.coordinator_exits(),
-                // No store was changed by a test, none has a quota, nobody joins, and nobody asks about ended runs.
+                // No store was changed by a test, none has a quota, nobody joins, and nobody asks about ended runs or as `doctor`.
                 Output::Close { .. }
+                | Output::Facts { .. }
                 | Output::Measure { .. }
                 | Output::Look { .. }
                 | Output::Save(_)
@@ -192,6 +193,10 @@ impl World {
                 self.violate("search orders", format!("run {name} is deleted, and nobody has asked for that"));
                 return None;
             }
+            RunsJob::Reopen { name, .. } => {
+                self.violate("search orders", format!("run {name} is replaced by a copy, and the method is not pbt"));
+                return None;
+            }
         };
         match self.open_run(&name) {
             Ok(opened) => Some(RunsDone::Opened(Box::new(opened))),
@@ -204,6 +209,10 @@ impl World {
 
     fn searches_job(&mut self, job: SearchesJob) -> Option<SearchesDone> {
         match job {
+            SearchesJob::Copy { .. } => {
+                self.violate("search orders", "a run is to be copied, and the method is not pbt".to_owned());
+                None
+            }
             SearchesJob::Create { name, texts } => {
                 let SearchTexts { path, search, base } = texts;
                 let base = match searches::check_texts((Path::new(&path), &search), &base) {
