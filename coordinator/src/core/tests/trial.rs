@@ -52,7 +52,7 @@ fn a_trial_goes_to_its_limit_and_says_so_once_that_is_durable() {
     assert_eq!(world.sent_since(sent), [woken]);
     assert_eq!(contribute(&mut world, 0), []);
     let reached = TrialNews::Reached { contributions: 2, version: ModelVersion(2) };
-    assert_eq!(contribute(&mut world, 1), [reached.clone()]);
+    assert_eq!(contribute(&mut world, 1), std::slice::from_ref(&reached));
     assert_eq!(world.ask(1), None);
     // After a restart the search says it again.
     assert_eq!(order(&mut world, until(2)), [reached]);
@@ -109,7 +109,7 @@ fn exactly_the_version_is_measured_that_was_asked_for() {
     };
     assert_eq!(answer(&mut world, ModelVersion(0), 0.25), []);
     let measured = TrialNews::Measured { version, accuracy: 0.75, loss: 0.1 };
-    assert_eq!(answer(&mut world, version, 0.75), [measured.clone()]);
+    assert_eq!(answer(&mut world, version, 0.75), std::slice::from_ref(&measured));
     // After a restart: what was measured is in the journal.
     assert_eq!(order(&mut world, TrialOrder::Measure { version, digest }), [measured]);
 }
