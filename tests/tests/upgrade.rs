@@ -14,12 +14,11 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anabranch_common::status::{StatusReport, VerifyReport};
 use anabranch_tests::chaos::NO_COMPILER;
 use anabranch_tests::chaos::shim::{Setting, Shim};
-use anabranch_tests::clock::poll;
+use anabranch_tests::clock::{poll, unix_ms};
 use anabranch_tests::process::{Cluster, PATIENCE, Role, example};
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
@@ -73,7 +72,7 @@ impl Upgraded {
     fn new() -> anyhow::Result<Self> {
         let cluster = restored()?;
         let shim = Shim::new(cluster.path())?.context(NO_COMPILER)?;
-        let now_s = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+        let now_s = i64::try_from(unix_ms() / 1000)?;
         let environment = |node: &str, dir: &Path| -> anyhow::Result<Vec<(&'static str, String)>> {
             let switches = shim.switches(node, dir)?;
             switches.set(Setting { offset_s: WRITTEN_S - now_s, ..Setting::default() })?;
