@@ -116,11 +116,14 @@ fn draw_orders(seed: u64, plan: &SearchPlan) -> Vec<(u64, Order)> {
 mod tests {
     use super::*;
 
+    /// Whether a plan is of a kind.
+    type Holds<'a> = &'a dyn Fn(&SearchPlan) -> bool;
+
     #[test]
     fn every_kind_of_trouble_occurs_and_none_everywhere() {
         let worlds: Vec<SearchPlan> = (0..200).map(draw).collect();
         let count = |holds: &dyn Fn(&SearchPlan) -> bool| worlds.iter().filter(|world| holds(world)).count();
-        let kinds: [(&str, &dyn Fn(&SearchPlan) -> bool); 11] = [
+        let kinds: [(&str, Holds<'_>); 11] = [
             ("overflows", &|world| world.diverging.values().any(|kind| *kind == Divergence::Overflows)),
             ("no updates", &|world| world.diverging.values().any(|kind| *kind == Divergence::GivesNoUpdate)),
             ("no evaluation", &|world| world.diverging.values().any(|kind| *kind == Divergence::CannotBeEvaluated)),
