@@ -279,31 +279,40 @@ fn small_search() -> SearchPlan {
     }
 }
 
-fn searched(seed: u64, plan: &SearchPlan) -> Searched {
+/// What became of the search, and how often the coordinator was started again.
+fn searched(seed: u64, plan: &SearchPlan) -> (Searched, u64) {
     let outcome = search::run(seed, plan, false);
     if let Some((at_ms, violation)) = &outcome.violation {
         panic!("seed {seed}: {violation} at {at_ms} ms; {plan:?}");
     }
     assert_eq!((outcome.lost, outcome.duplicated), (0, 0), "{plan:?}");
-    outcome.searched.expect("a world with a search")
+    (outcome.searched.expect("a world with a search"), outcome.recoveries)
 }
 
 /// The coordinator is killed before and after each record of the search is durable, at each output for it, and when an
 /// answer was heard: with its memory alone, and with what was not synced.
-#[test]
-fn a_search_whose_coordinator_is_killed_at_any_step_keeps_every_promise() {
-    let calm = searched(1, &small_search());
+fn kill_at_every_step(plan: &SearchPlan) {
+    let (calm, _) = searched(1, plan);
     assert!(calm.steps > 60, "{} steps", calm.steps);
-    let (mut same, mut kills) = (0, 0);
+    let mut same = 0;
     for step in 0..calm.steps {
         let kill = Kill { at: KillAt::Step(step), power: step % 2 == 0, down_ms: if step % 3 == 0 { 400 } else { 0 } };
-        let found = searched(1, &SearchPlan { kills: vec![kill], ..small_search() });
-        assert!(found.steps > calm.steps, "it was killed at step {step}");
-        assert!(found.winner.is_some(), "killed at step {step}");
-        kills += 1;
+        let (found, recoveries) = searched(1, &SearchPlan { kills: vec![kill], ..plan.clone() });
+        assert!(recoveries > 0 && found.winner.is_some(), "killed at step {step}");
         same += u64::from(found.winner == calm.winner);
     }
-    println!("{kills} kills, of which {same} leave the winner as it was");
+    println!("{} kills, of which {same} leave the winner as it was", calm.steps);
+}
+
+#[test]
+fn a_search_whose_coordinator_is_killed_at_any_step_keeps_every_promise() {
+    kill_at_every_step(&small_search());
+}
+
+/// A trial overflows with the contribution that it comes to its rung with.
+#[test]
+fn a_search_with_a_trial_that_diverges_at_its_rung_is_killed_at_any_step() {
+    kill_at_every_step(&SearchPlan { r: 2, ..small_search() });
 }
 
 #[test]

@@ -137,6 +137,11 @@ impl Trial {
         self.leases_returned.remove(&agent);
     }
 
+    /// Says once more what is so: nobody may have listened, or it may have been lost.
+    fn tell_again(&mut self) {
+        (self.told_reached, self.told_stuck, self.told_end) = (false, false, false);
+    }
+
     /// Begins to count attempts that come to nothing.
     fn count_anew(&mut self) {
         self.leases_returned.clear();
@@ -168,12 +173,11 @@ impl Core {
 
     pub(super) fn trial_ordered(&mut self, order: TrialOrder) {
         match order {
-            TrialOrder::Limit(limit) if limit == self.trial.limit => {
-                (self.trial.told_reached, self.trial.told_stuck) = (false, false);
-            }
+            TrialOrder::Limit(limit) if limit == self.trial.limit => self.trial.tell_again(),
             TrialOrder::Limit(limit) => {
                 let before = self.lease_phase();
-                (self.trial.limit, self.trial.told_reached) = (limit, false);
+                self.trial.limit = limit;
+                self.trial.tell_again();
                 self.trial.count_anew();
                 let state = self.lease_phase();
                 if before != state && self.state.is_some() {

@@ -216,7 +216,10 @@ fn the_end_of_a_trial_is_told_unless_its_search_has_ended_it() {
     order(&mut world, TrialOrder::Limit(LeaseLimit::Held));
     let mut commands = world.handle(Event::Operator { request: RequestId(1), operation: RunRequest::Stop });
     commands.extend(world.journal());
-    assert_eq!(news(&commands), [TrialNews::Finished { reason: FinishReason::Stopped }]);
+    let finished = || TrialNews::Finished { reason: FinishReason::Stopped };
+    assert_eq!(news(&commands), [finished()]);
+    // The search may have been opened after its run.
+    assert_eq!(order(&mut world, TrialOrder::Limit(LeaseLimit::Held)), [finished()]);
 
     let mut world = World::started(1);
     order(&mut world, TrialOrder::Limit(LeaseLimit::Until(2)));
