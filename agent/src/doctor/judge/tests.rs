@@ -88,7 +88,7 @@ fn a_limit_is_told_from_a_line_that_loses_its_share() {
     is_told(&rate(&trains([25, 100, 300], 400)), Outcome::Ok, "0 % at 7.7 Mbit/s (sent 498.0 KiB in all)");
     is_told(&rate(&trains([25, 100, 296], 400)), Outcome::Ok, "1 % at 7.7 Mbit/s");
     let limited = rate(&trains([25, 100, 101], 1_000));
-    is_told(&limited, Outcome::Warning, "limited to about 1.0 Mbit/s");
+    is_told(&limited, Outcome::Warning, "limited to about 960 kbit/s");
     assert_eq!(limited.figures["passes_bits_per_s"], 960_000.0);
     is_told(&rate(&trains([23, 89, 270], 400)), Outcome::Warning, "at any rate");
     is_told(&rate(&trains([10, 10, 10], 400)), Outcome::Warning, "limited to about");
