@@ -355,7 +355,7 @@ impl SearchWatch {
         ensure(due.is_none(), "search verify", || format!("the search has ended, and {due:?} is due"))?;
         let Some(spec) = &self.spec else { return broken("search winner", "there is no search") };
         let run_of = |trial| self.of_trial(trial).map_or(&[][..], |run| run.journal.records());
-        winner::check(&records, spec, run_of)
+        winner::check(&records, spec, &self.gone, run_of)
     }
 
     /// Updates that agents heard to be accepted, and how many of those are not in the journals or twice.

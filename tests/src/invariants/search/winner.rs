@@ -1,6 +1,7 @@
 //! The end of a search: the best open trial among those measured at the last rung has won, the version that was measured is
 //! its run's result, and every other run has ended too.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anabranch_common::ids::ModelVersion;
@@ -12,10 +13,11 @@ use crate::invariants::journal::{Checked, broken, ensure};
 
 const NAME: &str = "search winner";
 
-/// `run_of`: the records of a trial's run.
+/// `run_of`: the records of a trial's run; `gone`: trials whose runs an operator has stopped.
 pub(super) fn check<'a>(
     records: &[Record],
     spec: &SearchSpec,
+    gone: &BTreeSet<TrialId>,
     run_of: impl Fn(TrialId) -> &'a [Arc<RunRecord>],
 ) -> Checked {
     let Some(RecordBody::Finished { winner, stopped }) = records.last().map(|record| &record.body) else {
@@ -56,7 +58,8 @@ pub(super) fn check<'a>(
         RunBody::Finished { result, .. } => Some(*result),
         _ => None,
     });
-    ensure(last.is_some_and(|(version, _)| result == Some(version)), NAME, || {
+    let is_result = last.is_some_and(|(version, _)| result == Some(version));
+    ensure(is_result || gone.contains(winner), NAME, || {
         format!("trial {winner} was measured last at {last:?}, and its run ended with version {result:?}")
     })
 }
