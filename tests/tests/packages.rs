@@ -226,9 +226,11 @@ fn check_container(container: &Value) {
     let port = list(container, "/ports").iter().find(|port| text(port, "/name") == "metrics").expect("a port");
     assert!(metrics.ends_with(&format!(":{}", port["containerPort"])), "{metrics}, {port}");
     if daemon == "anabranch-coordinator" {
-        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        for (probe, path) in
+            [("startupProbe", "/healthz"), ("livenessProbe", "/healthz/live"), ("readinessProbe", "/healthz")]
+        {
             let get = &container[probe]["httpGet"];
-            assert_eq!((text(get, "/path"), text(get, "/port")), ("/healthz", "metrics"), "{probe}");
+            assert_eq!((text(get, "/path"), text(get, "/port")), (path, "metrics"), "{probe}");
         }
     }
 }

@@ -300,8 +300,7 @@ impl Host {
         if self.opening.contains_key(&name) {
             return;
         }
-        let is_it = |about: &About| about.name == name && trial_of(about).is_some();
-        let run = self.about.iter().find_map(|(run, about)| is_it(about).then_some(*run));
+        let run = self.trial_run(&name);
         let is_served = run.is_some_and(|run| self.nodes.contains_key(&run));
         if let Some(why) = order.end {
             let result = self.result_of(search, trial).filter(|_| why == EndReason::Won);
@@ -318,6 +317,12 @@ impl Host {
         }
         let search = search.to_owned();
         self.out.push(Output::Searches(SearchesJob::Rebuild { search, trial, run, version }));
+    }
+
+    /// The run of a trial. A run that is none may have the same name.
+    fn trial_run(&self, name: &str) -> Option<RunId> {
+        let is_it = |about: &About| about.name == name && trial_of(about).is_some();
+        self.about.iter().find_map(|(run, about)| is_it(about).then_some(*run))
     }
 
     fn why_not_served(&self, name: &str, run: Option<RunId>) -> News {

@@ -69,6 +69,8 @@ async fn answer(connection: &Connection, Control { version, mut send, mut recv, 
         send.write_all(&chunk.bytes).await?;
     }
     send.finish()?;
+    // Until it is acknowledged it takes memory: a stranger has one echo at a time here.
+    send.stopped().await.ok();
     Ok(())
 }
 

@@ -32,7 +32,12 @@ struct Shown {
 /// Returns what is answered: figures and health.
 pub fn router(snapshots: Snapshots, events: Arc<Events>) -> Router {
     let shown = Shown { snapshots, figures: Arc::new(Mutex::new(Figures::new(events))) };
-    Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).fallback(nothing).with_state(shown)
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/healthz/live", get(live))
+        .fallback(nothing)
+        .with_state(shown)
 }
 
 /// Writes the figures beside the runtime's threads: those of many agents take some milliseconds.
@@ -45,11 +50,19 @@ async fn metrics(State(Shown { snapshots, figures }): State<Shown>) -> Response 
 }
 
 async fn healthz(State(Shown { snapshots, .. }): State<Shown>) -> Response {
-    let problem = snapshots.borrow().problem(clock::monotonic());
+    answer(snapshots.borrow().problem(clock::monotonic()))
+}
+
+fn answer(problem: Option<String>) -> Response {
     match problem {
         None => (StatusCode::OK, "ok\n").into_response(),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
+}
+
+/// Whether starting the process again could help: a run that has failed is no reason to interrupt the others.
+async fn live(State(Shown { snapshots, .. }): State<Shown>) -> Response {
+    answer(snapshots.borrow().stuck(clock::monotonic()))
 }
 
 async fn nothing(uri: Uri) -> Response {

@@ -59,13 +59,19 @@ impl Snapshot {
         let why = match &self.view.health {
             Health::Starting => return Some("the process is starting: it reads what is stored".to_owned()),
             Health::Leaving(why) | Health::Failed(why) => Some(why.clone()),
-            Health::Serving => {
-                let age = now.saturating_duration_since(self.taken);
-                let is_stuck = age >= Duration::from_millis(limits::SNAPSHOT_STALE_MS);
-                is_stuck.then(|| format!("the loop of the process has not come round for {} s", age.as_secs()))
-            }
+            Health::Serving => self.stuck(now),
         };
         why.map(|why| why.replace(['\n', '\r'], " "))
+    }
+
+    /// Returns that the loop of a process that serves stands still, in one line; nothing while it goes on. A process that
+    /// starts or shuts down may take long for good reasons, and runs that have failed are no fault of the loop.
+    #[must_use]
+    pub fn stuck(&self, now: Instant) -> Option<String> {
+        let goes_on = matches!(self.view.health, Health::Serving | Health::Failed(_));
+        let age = now.saturating_duration_since(self.taken);
+        let is_stuck = goes_on && age >= Duration::from_millis(limits::SNAPSHOT_STALE_MS);
+        is_stuck.then(|| format!("the loop of the process has not come round for {} s", age.as_secs()))
     }
 }
 
@@ -85,5 +91,9 @@ mod tests {
         assert_eq!(snapshot.problem(now + stale), Some(stuck));
         snapshot.view.health = Health::Failed("run wards has failed: no\nspace".to_owned());
         assert_eq!(snapshot.problem(now).as_deref(), Some("run wards has failed: no space"));
+        assert_eq!(snapshot.stuck(now), None, "the other runs are served");
+        assert!(snapshot.stuck(now + stale).is_some());
+        snapshot.view.health = Health::Leaving("it parks".to_owned());
+        assert_eq!(snapshot.stuck(now + stale), None);
     }
 }

@@ -56,6 +56,8 @@ async fn figures_and_health_are_those_of_the_newest_snapshot() {
     let text = get(&address, "/healthz").await;
     assert!(text.starts_with("HTTP/1.1 503 "), "{text}");
     assert!(text.ends_with("\r\n\r\nrun wards has failed: no space left\n"), "{text}");
+    let text = get(&address, "/healthz/live").await;
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "the others are served: {text}");
     assert!(get(&address, "/metrics").await.contains("\nanabranch_healthy 0\n"));
     let text = get(&address, "/nowhere").await;
     assert!(text.starts_with("HTTP/1.1 404 ") && text.contains("see /metrics and /healthz"), "{text}");

@@ -100,7 +100,7 @@ impl Host {
                     self.fail_copy(now, search, trial, reason);
                 }
                 (None, _) => {
-                    let run = self.about.iter().find_map(|(run, about)| (about.name == name).then_some(*run));
+                    let run = self.trial_run(&name);
                     let news = self.why_not_served(&name, run);
                     self.searches.news.push_back((name, news));
                     self.end_copy(now, search, trial);
@@ -129,9 +129,9 @@ impl Host {
         closed.into_iter().for_each(|trial| self.end_copy(now, search, trial));
     }
 
-    /// The run of this name, if it is served.
+    /// The run of a trial, if it is served.
     fn served_trial(&self, name: &str) -> Option<RunId> {
-        let run = self.about.iter().find_map(|(run, about)| (about.name == name).then_some(*run))?;
+        let run = self.trial_run(name)?;
         self.nodes.get(&run).is_some_and(|node| !node.is_leaving()).then_some(run)
     }
 

@@ -27,12 +27,14 @@ export function spark(values, label) {
     h("path", { d, class: "line" }), h("circle", { cx: x(last), cy: y(values[last]), r: 2.5, class: "dot" }));
 }
 
-// About five round values between two.
-function ticks(low, high) {
+// About five round values between two. Of values that differ by their last bits alone there are none.
+export function ticks(low, high) {
   const aim = (high - low) / 5, tens = 10 ** Math.floor(Math.log10(aim));
   const step = [1, 2, 5, 10].map((k) => k * tens).find((s) => s >= aim * 0.999);
+  const first = Math.ceil(low / step - 1e-9);
+  if (!Number.isSafeInteger(first)) return [];
   const all = [];
-  for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) all.push(n * step);
+  for (let i = 0; i <= 10 && (first + i) * step <= high + step * 1e-9; i++) all.push((first + i) * step);
   return all;
 }
 
@@ -64,7 +66,9 @@ export function curve({ id, name, points, show, width, at, move }) {
   }
   const values = points.map((p) => p[2]).filter(Number.isFinite);
   let low = Math.min(...values), high = Math.max(...values);
-  const pad = (high - low) * 0.08 || Math.abs(high) * 0.05 || 0.05;
+  // Values that differ by rounding alone are drawn as equal ones.
+  const isFlat = high - low <= Math.abs(high) * 1e-9;
+  const pad = (isFlat ? Math.abs(high) * 0.05 : (high - low) * 0.08) || 0.05;
   [low, high] = [Math.max(0, low - pad), high + pad];
   const from = points[0][0], to = Math.max(points[points.length - 1][0], from + 1);
   const x = (t) => LEFT + ((t - from) / (to - from)) * (width - LEFT - RIGHT);
