@@ -53,7 +53,7 @@ pub(super) fn encode(head: &Head) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(HEAD_PREFIX_BYTES + body.len());
     bytes.extend_from_slice(&HEAD_MAGIC);
     bytes.extend_from_slice(&schema::VERSION.to_le_bytes());
-    bytes.extend_from_slice(&head_check(&body).to_le_bytes());
+    bytes.extend_from_slice(&head_check(schema::VERSION, &body).to_le_bytes());
     bytes.extend_from_slice(&body);
     Ok(bytes)
 }
@@ -67,14 +67,15 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Head, String> {
     if !schema::is_readable(version) {
         return Err(format!("schema version {version}; this program reads {}", schema::readable()));
     }
-    if prefix[6..] != head_check(body).to_le_bytes() {
+    if prefix[6..] != head_check(version, body).to_le_bytes() {
         return Err("the head does not match its checksum".to_owned());
     }
     schema::decode_as(version, body, limits::STORE_VALUE_BYTES).map_err(|error| error.to_string())
 }
 
-/// The first four bytes of BLAKE3 over the body.
-fn head_check(body: &[u8]) -> u32 {
-    let digest = Digest::of(body).0;
+/// The first four bytes of BLAKE3 over the body and, since version 7, the version: a damaged version that is readable too
+/// would go unnoticed.
+fn head_check(version: u16, body: &[u8]) -> u32 {
+    let digest = if version < 7 { Digest::of(body) } else { Digest::of(&[body, &version.to_le_bytes()].concat()) }.0;
     u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
 }

@@ -323,7 +323,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_manifest_are_these() {
         let bytes = checkpoint().to_bytes().expect("small");
-        assert_eq!(bytes[..12], *b"ANBC\x06\0\0\0\xf9\0\0\0");
+        assert_eq!(bytes[..12], *b"ANBC\x07\0\0\0\xf9\0\0\0");
         assert_eq!(bytes.len(), HEADER_BYTES + 249);
         assert_eq!(bytes[16..32], *b"\x07\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
         assert_eq!(Checkpoint::from_bytes(&bytes).expect("whole"), checkpoint());

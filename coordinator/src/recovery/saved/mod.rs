@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn the_bytes_of_a_page_are_these() {
         let bytes = page();
-        assert_eq!(bytes[..16], *b"ANBP\x06\0\0\0\x03\0\0\0\0\0\0\0", "magic, version, reserved, number of agents");
+        assert_eq!(bytes[..16], *b"ANBP\x07\0\0\0\x03\0\0\0\0\0\0\0", "magic, version, reserved, number of agents");
         assert_eq!(bytes[16..41], *b"\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0a", "an id, and its name");
         assert_eq!(read_page(&bytes).expect("whole").agents.len(), 3);
     }
@@ -233,7 +233,7 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(read_page(&bytes[..len]).is_err(), "a prefix of {len} bytes was accepted");
         }
-        for (at, problem) in [(0, "magic bytes"), (4, "version 4")] {
+        for (at, problem) in [(0, "magic bytes"), (4, "version 5")] {
             let mut other = bytes.clone();
             other[at] ^= 2;
             let error = read_page(&other).expect_err("not a page").to_string();

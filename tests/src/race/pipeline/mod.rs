@@ -29,6 +29,8 @@ use workload::{Examples, kind};
 
 /// Most that the synchronous steps of a prediction may grow by at 8 stages.
 const PREDICT_AIM: f64 = 1.15;
+/// Steps after which the bits of a model in stages are compared with those of one machine.
+const COMPARED_STEPS: u32 = 4;
 /// The number of stages that the aim is for.
 const AIMED_STAGES: u32 = 8;
 /// Vectors of the memory that a stage takes: here none is short of it.
@@ -126,12 +128,16 @@ pub fn run(options: &PipelineOptions) -> anyhow::Result<Report> {
     let outcomes =
         super::in_parallel(options.jobs, comparisons.len(), |index| comparisons[index].outcomes(workload, &turns));
     let mut by_name: BTreeMap<String, Vec<Outcome>> = BTreeMap::new();
+    let mut is_equal = true;
     for (comparison, outcomes) in comparisons.iter().zip(outcomes) {
         for (turn, outcome) in outcomes? {
             by_name.entry(format!("{}_{turn}", comparison.name)).or_default().push(outcome);
         }
+        is_equal &= comparison.flush_has_the_bits_of_one_machine(&turns)?;
     }
-    Ok(report(options, &turns, &by_name))
+    let mut report = report(options, &turns, &by_name);
+    report.metric("flush_bits_equal", if is_equal { 1.0 } else { 0.0 });
+    Ok(report)
 }
 
 /// Every number of stages, each with one micro-batch a step and with as many as stages.
@@ -174,6 +180,18 @@ impl Comparison<'_> {
             outcomes.push((turn.name.clone(), outcome));
         }
         Ok(outcomes)
+    }
+
+    /// Whether `flush` in as many stages and micro-batches as the deepest pipeline has the bits of one machine with the same
+    /// micro-batches.
+    fn flush_has_the_bits_of_one_machine(&self, turns: &[Turn]) -> anyhow::Result<bool> {
+        let Some(deepest) = turns.iter().max_by_key(|turn| (turn.stages, turn.micro_batches)) else { return Ok(true) };
+        let bits = |stages| -> anyhow::Result<Option<Vec<u32>>> {
+            let mut on = |_| ControlFlow::Continue(());
+            let ran = self.train(stages, Schedule::Flush, deepest.micro_batches, COMPARED_STEPS, &mut on)?;
+            Ok(ran.end.map(|end| end.into_iter().map(f32::to_bits).collect()))
+        };
+        Ok(bits(1)? == bits(deepest.stages)?)
     }
 
     /// Trains in stages until the loss is `target`, for at most `most_times` the steps of one machine and no less than these.
