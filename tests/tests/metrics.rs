@@ -292,7 +292,7 @@ fn health_tells_of_a_journal_that_fails_and_of_a_process_that_shuts_down() -> an
     let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     cluster.serve_with(&["--metrics", &address]);
-    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving", PATIENCE)?;
+    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving listen=", PATIENCE)?;
     let token = cluster.token(&["--name", "one", "--runs", "wards"])?;
     cluster.join_with(&token, "one")?.code(0)?;
     cluster.start_ledger_agent("one", &[])?;
@@ -311,7 +311,7 @@ fn health_tells_of_a_journal_that_fails_and_of_a_process_that_shuts_down() -> an
     assert_eq!(cluster.park_coordinator()?, 6, "{}", cluster.logs());
 
     disk.set(Setting::default())?;
-    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving", PATIENCE)?;
+    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving listen=", PATIENCE)?;
     poll(PATIENCE, works)?.with_context(|| cluster.logs())?;
     health(&cluster, &address, "200", "ok")?;
     // What is being written is waited for.

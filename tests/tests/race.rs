@@ -450,7 +450,7 @@ optimizers = [{ kind = "sgd", lr = 0.05, momentum = 0.9 }]
     }
     assert!(figure("slowdown_mlp_sgd_predict_3_m3") < figure("slowdown_mlp_sgd_stale_3_m1"), "{:?}", report.metrics);
     assert!(figure("slowdown_mlp_sgd_2bw_3_m1").is_none());
-    assert!(figure("final_accuracy_mlp_sgd_stale_3_m1") > Some(0.5), "{:?}", report.metrics);
+    assert!(figure("final_accuracy_mlp_sgd_predict_3_m3") > Some(0.5), "{:?}", report.metrics);
     assert_eq!(figure("flush_bits_equal"), Some(1.0));
     assert_eq!(run()?.metrics, report.metrics);
 

@@ -15,6 +15,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anabranch_agent::report::AgentReport;
 use anabranch_common::status::{StatusReport, VerifyReport};
 use anabranch_tests::chaos::NO_COMPILER;
 use anabranch_tests::chaos::shim::{Setting, Shim};
@@ -131,7 +132,8 @@ fn a_copy_from_before_the_upgrade_is_the_way_back_though_agents_are_further() ->
     upgraded.start_coordinator()?;
     upgraded.start_agent()?;
     let judged = poll(PATIENCE, || {
-        let live = upgraded.cluster.agent_status("one")?.live;
+        // It answers once it has started.
+        let Ok(AgentReport { live, .. }) = upgraded.cluster.agent_status("one") else { return Ok(None) };
         Ok(live.is_some_and(|live| live.verdicts.len() > 4).then_some(()))
     })?;
     judged.with_context(|| format!("no verdicts\n{}", upgraded.cluster.logs()))?;

@@ -237,7 +237,8 @@ impl Cluster {
     /// # Errors
     /// It does not.
     pub fn start_coordinator(&mut self) -> anyhow::Result<()> {
-        self.spawn_coordinator(&[])?.wait_for_log(" serving", PATIENCE)
+        // Not what serves figures or a page, which may come before.
+        self.spawn_coordinator(&[])?.wait_for_log(" serving listen=", PATIENCE)
     }
 
     /// The coordinator.
