@@ -292,7 +292,8 @@ fn health_tells_of_a_journal_that_fails_and_of_a_process_that_shuts_down() -> an
     let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     cluster.serve_with(&["--metrics", &address]);
-    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving listen=", PATIENCE)?;
+    // A token for a run is made once that run is open.
+    cluster.spawn_coordinator(&environment)?.wait_for_log(" serving a run", PATIENCE)?;
     let token = cluster.token(&["--name", "one", "--runs", "wards"])?;
     cluster.join_with(&token, "one")?.code(0)?;
     cluster.start_ledger_agent("one", &[])?;

@@ -1,6 +1,6 @@
 //! `anabranch-lab bench page`: what it takes to watch a coordinator with many agents.
 //!
-//! A real coordinator serves figures; the agents of a [swarm](super::swarm) are connected and at work. Scrapes come over
+//! A real coordinator serves figures; the agents of a [`super::swarm`] are connected and at work. Scrapes come over
 //! HTTP, a connection each. The first scrape of each snapshot has the figures written, later ones get the same text. The
 //! operator's page is loaded after each scrape: its files, and its state with the run in detail.
 

@@ -1,17 +1,17 @@
 //! What must hold of a search over configurations: of its journal, of the runs that are its trials, and of every kill of the
 //! process that serves both. Shares records and `SEARCH.toml` with the product, and none of its decisions but by
-//! [`verified`] and [`replayed`], which compare the product with itself.
+//! `verified` and `replayed`, which compare the product with itself.
 //!
 //! | file | what must hold |
 //! |---|---|
-//! | [`closed`] | a trial is closed for what has happened to it, and for nothing else |
-//! | [`held`] | a run gives leases only as far as durable records of the search let it go |
-//! | [`measured`] | what was reached and measured is what the run's own journal says, of exactly that version |
-//! | [`orders`] | a run is made, and a version rebuilt, for a durable record alone |
-//! | [`places`] | at most `parallel` trials are active |
-//! | [`replayed`] | the inputs that a journal holds lead to its decisions again, and to the same state |
-//! | [`verified`] | the second implementation of the rules accepts the journal |
-//! | [`winner`] | a search ends with a winner that was measured at `max`, and its runs end |
+//! | `closed` | a trial is closed for what has happened to it, and for nothing else |
+//! | `held` | a run gives leases only as far as durable records of the search let it go |
+//! | `measured` | what was reached and measured is what the run's own journal says, of exactly that version |
+//! | `orders` | a run is made, and a version rebuilt, for a durable record alone |
+//! | `places` | at most `parallel` trials are active |
+//! | `replayed` | the inputs that a journal holds lead to its decisions again, and to the same state |
+//! | `verified` | the second implementation of the rules accepts the journal |
+//! | `winner` | a search ends with a winner that was measured at `max`, and its runs end |
 
 mod closed;
 mod held;
