@@ -135,6 +135,26 @@ pub enum RunStanding {
     Failed,
 }
 
+impl RunStanding {
+    /// Every one, in this order.
+    pub const ALL: [Self; 7] =
+        [Self::Opening, Self::Pending, Self::Running, Self::Paused, Self::Finished, Self::Parked, Self::Failed];
+
+    /// Returns the word for it, everywhere the same: in tables, on the page, as a label of figures.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Finished => "finished",
+            Self::Parked => "parked",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl From<RunPhase> for RunStanding {
     /// What a served run in this phase does.
     fn from(phase: RunPhase) -> Self {

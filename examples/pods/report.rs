@@ -95,30 +95,24 @@ pub(crate) fn print(outcome: &Outcome) {
 /// Writes the figures under the names that every benchmark of this project uses.
 pub(crate) fn write_json(outcome: &Outcome, path: &Path) -> anyhow::Result<()> {
     let report = &outcome.report;
-    let value = json!({
-        "command": "pods",
-        "version": env!("CARGO_PKG_VERSION"),
-        "seed": outcome.seed,
-        "clock": "real",
-        "host": figures::host(),
-        "pass": outcome.pass(),
-        "aims": { format!("wall time under {WALL_S} s"): outcome.wall_s < WALL_S },
-        "metrics": {
-            "final_loss": outcome.loss(),
-            "wall_s": outcome.wall_s,
-            "versions": report.version.0,
-            "uplink_bytes": report.uplink_bytes,
-            "downlink_bytes": report.downlink_bytes,
-            "raw_f32_uplink_bytes": report.raw_f32_uplink_bytes,
-            "raw_f32_downlink_bytes": report.raw_f32_downlink_bytes,
-            "updates_accepted": report.updates_accepted,
-            "updates_accepted_of_pods": outcome.merged(Part::Owner),
-            "updates_refused": figures::refused(report),
-            "compression_ratio": figures::smaller_up(report),
-        },
+    let metrics = json!({
+        "final_loss": outcome.loss(),
+        "versions": report.version.0,
+        "uplink_bytes": report.uplink_bytes,
+        "downlink_bytes": report.downlink_bytes,
+        "raw_f32_uplink_bytes": report.raw_f32_uplink_bytes,
+        "raw_f32_downlink_bytes": report.raw_f32_downlink_bytes,
+        "updates_accepted": report.updates_accepted,
+        "updates_accepted_of_pods": outcome.merged(Part::Owner),
+        "updates_refused": figures::refused(report),
+        "compression_ratio": figures::smaller_up(report),
+    });
+    let rest = json!({
         "staleness_histogram": report.staleness_histogram,
         "model": outcome.model,
         "plot": outcome.plot,
     });
-    figures::write_json(&value, path)
+    let (seed, pass, wall_s) = (outcome.seed, outcome.pass(), outcome.wall_s);
+    let run = figures::Run { command: "pods", seed, pass, wall_s, wall_aim_s: WALL_S };
+    run.write_json(metrics, rest, path)
 }

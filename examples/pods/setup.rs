@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use anabranch_examples::daemon::{Daemon, Role};
+use anabranch_examples::daemon::Daemon;
+use anabranch_examples::digits::Cut;
 use anabranch_examples::run_dir::RunDir;
 
 use crate::VERSIONS;
@@ -55,21 +56,7 @@ impl Setup {
         let Text { train, held_out } = Text::write(run.path())?;
         let shards = run.path().join("shards");
         let with_text = AGENTS.iter().filter(|(_, part)| *part != Part::Helper).count();
-        let (agents, drawn) = (with_text.to_string(), seed.to_string());
-        let split: [&OsStr; 11] = [
-            "shard".as_ref(),
-            "split".as_ref(),
-            train.as_ref(),
-            "--agents".as_ref(),
-            agents.as_ref(),
-            "--iid".as_ref(),
-            "--seed".as_ref(),
-            drawn.as_ref(),
-            "--out".as_ref(),
-            shards.as_ref(),
-            "-q".as_ref(),
-        ];
-        Role::Agent.run(&split)?;
+        Cut::Even.split(&train, with_text, seed, &shards)?;
         run.init(|listen| run_toml(seed, listen))?;
         Ok(Self { run, shards, held_out, seed })
     }

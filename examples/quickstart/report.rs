@@ -62,28 +62,22 @@ pub(crate) fn print(outcome: &Outcome) {
 pub(crate) fn write_json(outcome: &Outcome, path: &Path) -> anyhow::Result<()> {
     let report = &outcome.report;
     let refused = figures::refused(report);
-    let value = json!({
-        "command": "quickstart",
-        "version": env!("CARGO_PKG_VERSION"),
-        "seed": outcome.seed,
-        "clock": "real",
-        "host": figures::host(),
-        "pass": outcome.pass(),
-        "aims": { format!("wall time under {WALL_S} s"): outcome.wall_s < WALL_S },
-        "metrics": {
-            "test_accuracy": outcome.accuracy(),
-            "wall_s": outcome.wall_s,
-            "uplink_bytes": report.uplink_bytes,
-            "downlink_bytes": report.downlink_bytes,
-            "raw_f32_uplink_bytes": report.raw_f32_uplink_bytes,
-            "raw_f32_downlink_bytes": report.raw_f32_downlink_bytes,
-            "updates_accepted": report.updates_accepted,
-            "updates_refused": refused,
-            "compression_ratio": figures::smaller_up(report),
-        },
+    let metrics = json!({
+        "test_accuracy": outcome.accuracy(),
+        "uplink_bytes": report.uplink_bytes,
+        "downlink_bytes": report.downlink_bytes,
+        "raw_f32_uplink_bytes": report.raw_f32_uplink_bytes,
+        "raw_f32_downlink_bytes": report.raw_f32_downlink_bytes,
+        "updates_accepted": report.updates_accepted,
+        "updates_refused": refused,
+        "compression_ratio": figures::smaller_up(report),
+    });
+    let rest = json!({
         "staleness_histogram": report.staleness_histogram,
         "model": outcome.model,
         "plot": outcome.plot,
     });
-    figures::write_json(&value, path)
+    let (seed, pass, wall_s) = (outcome.seed, outcome.pass(), outcome.wall_s);
+    let run = figures::Run { command: "quickstart", seed, pass, wall_s, wall_aim_s: WALL_S };
+    run.write_json(metrics, rest, path)
 }

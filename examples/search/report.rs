@@ -100,27 +100,21 @@ pub(crate) fn print(outcome: &Outcome) {
 /// Writes the figures under the names that every benchmark of this project uses.
 pub(crate) fn write_json(outcome: &Outcome, path: &Path) -> anyhow::Result<()> {
     let winner = outcome.winner().map(|(winner, _)| winner);
-    let value = json!({
-        "command": "search",
-        "version": env!("CARGO_PKG_VERSION"),
-        "seed": outcome.seed,
-        "clock": "real",
-        "host": figures::host(),
-        "pass": outcome.pass(),
-        "aims": { format!("wall time under {WALL_S} s"): outcome.wall_s < WALL_S },
-        "metrics": {
-            "test_accuracy": outcome.accuracy(),
-            "wall_s": outcome.wall_s,
-            "trials": outcome.report.trials.len(),
-            "trials_by_rung": outcome.by_rung(),
-            "contributions": outcome.report.spent,
-            "full_runs": outcome.full_runs(),
-            "kept_through_the_kill": outcome.kept,
-        },
+    let metrics = json!({
+        "test_accuracy": outcome.accuracy(),
+        "trials": outcome.report.trials.len(),
+        "trials_by_rung": outcome.by_rung(),
+        "contributions": outcome.report.spent,
+        "full_runs": outcome.full_runs(),
+        "kept_through_the_kill": outcome.kept,
+    });
+    let rest = json!({
         "winner": winner.map(|winner| json!({ "trial": winner.trial, "settings": winner.overrides })),
         "model": outcome.files.model,
         "config": outcome.files.config,
         "plot": outcome.files.plot,
     });
-    figures::write_json(&value, path)
+    let (seed, pass, wall_s) = (outcome.seed, outcome.pass(), outcome.wall_s);
+    let run = figures::Run { command: "search", seed, pass, wall_s, wall_aim_s: WALL_S };
+    run.write_json(metrics, rest, path)
 }

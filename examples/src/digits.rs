@@ -1,7 +1,7 @@
 //! The handwritten digits of `examples/data`, cut into shards.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::daemon::Role;
 use crate::run_dir::RunDir;
@@ -9,13 +9,42 @@ use crate::run_dir::RunDir;
 const TRAIN: &[u8] = include_bytes!("../data/digits-train.csv.gz");
 const TEST: &[u8] = include_bytes!("../data/digits-test.csv.gz");
 
-/// How digits are divided among agents.
+/// How examples are divided among agents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// By class, as a Dirichlet distribution draws it: agents have few of some digits.
     OneSided,
     /// Alike.
     Even,
+}
+
+impl Cut {
+    /// Cuts a data set into a shard for each agent, in a folder of its own below `out`.
+    ///
+    /// # Errors
+    /// The agent's verb fails.
+    pub fn split(self, data: &Path, agents: usize, seed: u64, out: &Path) -> anyhow::Result<()> {
+        let (agents, drawn) = (agents.to_string(), seed.to_string());
+        let cut = match self {
+            Self::OneSided => "--alpha=0.3",
+            Self::Even => "--iid",
+        };
+        let split: [&OsStr; 11] = [
+            "shard".as_ref(),
+            "split".as_ref(),
+            data.as_ref(),
+            "--agents".as_ref(),
+            agents.as_ref(),
+            cut.as_ref(),
+            "--seed".as_ref(),
+            drawn.as_ref(),
+            "--out".as_ref(),
+            out.as_ref(),
+            "-q".as_ref(),
+        ];
+        Role::Agent.run(&split)?;
+        Ok(())
+    }
 }
 
 /// Digits to train on, in shards, and digits that no agent trains on.
@@ -35,25 +64,7 @@ impl Digits {
         let train = run.path().join("digits-train.csv.gz");
         std::fs::write(&train, TRAIN)?;
         std::fs::write(&this.test, TEST)?;
-        let (agents, drawn) = (agents.to_string(), seed.to_string());
-        let cut = match cut {
-            Cut::OneSided => "--alpha=0.3",
-            Cut::Even => "--iid",
-        };
-        let split: [&OsStr; 11] = [
-            "shard".as_ref(),
-            "split".as_ref(),
-            train.as_ref(),
-            "--agents".as_ref(),
-            agents.as_ref(),
-            cut.as_ref(),
-            "--seed".as_ref(),
-            drawn.as_ref(),
-            "--out".as_ref(),
-            this.shards.as_ref(),
-            "-q".as_ref(),
-        ];
-        Role::Agent.run(&split)?;
+        cut.split(&train, agents, seed, &this.shards)?;
         Ok(this)
     }
 

@@ -63,9 +63,44 @@ fn histogram(buckets: &[u64]) {
     }
 }
 
+/// How an example went, under the names that every benchmark of this project uses.
+#[derive(Debug, Clone, Copy)]
+pub struct Run {
+    /// The example.
+    pub command: &'static str,
+    /// Seed of everything that was drawn.
+    pub seed: u64,
+    /// Whether it came to what it is to show.
+    pub pass: bool,
+    /// Time from the first process to the last, in seconds.
+    pub wall_s: f64,
+    /// The most that it is to take.
+    pub wall_aim_s: f64,
+}
+
+impl Run {
+    /// Writes it to a file, with its metrics and what else there is to tell; both are JSON objects.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_json(self, mut metrics: Value, mut rest: Value, path: &Path) -> anyhow::Result<()> {
+        let Self { command, seed, pass, wall_s, wall_aim_s } = self;
+        metrics["wall_s"] = wall_s.into();
+        rest["command"] = command.into();
+        rest["version"] = env!("CARGO_PKG_VERSION").into();
+        rest["seed"] = seed.into();
+        rest["clock"] = "real".into();
+        rest["host"] = host();
+        rest["pass"] = pass.into();
+        rest["aims"] = json!({ format!("wall time under {wall_aim_s} s"): wall_s < wall_aim_s });
+        rest["metrics"] = metrics;
+        std::fs::write(path, serde_json::to_string_pretty(&rest)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
 /// Describes this machine as benchmarks do.
-#[must_use]
-pub fn host() -> Value {
+fn host() -> Value {
     json!({
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
         "memory_bytes": memory_bytes(),
@@ -78,13 +113,4 @@ fn memory_bytes() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
     Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? * 1024)
-}
-
-/// Writes figures to a file.
-///
-/// # Errors
-/// The file cannot be written.
-pub fn write_json(figures: &Value, path: &Path) -> anyhow::Result<()> {
-    std::fs::write(path, serde_json::to_string_pretty(figures)? + "\n")
-        .with_context(|| format!("cannot write {}", path.display()))
 }

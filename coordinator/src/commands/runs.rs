@@ -87,7 +87,7 @@ pub(super) fn table(runs: &[RunSummary]) -> String {
     for run in runs {
         table.row(vec![
             run.name.clone(),
-            state(run.state).to_owned(),
+            run.state.word().to_owned(),
             run.version.map_or_else(|| "-".to_owned(), |version| version.to_string()),
             output::count(run.updates_accepted),
             format!("{}/{}", run.connected, run.agents.max(run.connected)),
@@ -102,18 +102,6 @@ pub(super) fn table(runs: &[RunSummary]) -> String {
         }
     }
     text
-}
-
-fn state(state: RunStanding) -> &'static str {
-    match state {
-        RunStanding::Opening => "opening",
-        RunStanding::Pending => "pending",
-        RunStanding::Running => "running",
-        RunStanding::Paused => "paused",
-        RunStanding::Finished => "finished",
-        RunStanding::Parked => "parked",
-        RunStanding::Failed => "failed",
-    }
 }
 
 fn delete(args: &RunTargetArgs, confirm: Option<&str>, export: Option<&Path>) -> anyhow::Result<()> {

@@ -21,7 +21,7 @@ use crate::config::ConfigError;
 use crate::runs::searches::check_texts;
 use crate::search::check::Impossible;
 use crate::search::price::Price;
-use crate::search::report::{SearchPhase, SearchReport, SearchResult, SearchStanding, SearchStarted, SearchSummary};
+use crate::search::report::{SearchPhase, SearchReport, SearchResult, SearchStarted, SearchSummary};
 use crate::search::spec::SearchSpec;
 
 /// Impossible combinations that `search start` shows.
@@ -170,16 +170,9 @@ fn table(searches: &[SearchSummary]) -> String {
     ];
     let mut table = Table::new(&columns);
     for search in searches {
-        let state = match search.state {
-            SearchStanding::Opening => "opening",
-            SearchStanding::Running => "running",
-            SearchStanding::Finished => "finished",
-            SearchStanding::Stopped => "stopped",
-            SearchStanding::Failed => "failed",
-        };
         table.row(vec![
             search.name.clone(),
-            state.to_owned(),
+            search.state.word().to_owned(),
             format!("{}/{}", search.trials, search.trials_planned),
             search.leader.clone().unwrap_or_else(|| "-".to_owned()),
             search.metric.map_or_else(|| "-".to_owned(), |metric| format!("{metric:.4}")),
@@ -225,6 +218,7 @@ fn export(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::search::report::SearchStanding;
 
     #[test]
     fn every_search_has_a_line_and_those_with_a_problem_a_reason() {

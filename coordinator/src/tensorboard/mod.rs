@@ -172,24 +172,16 @@ fn mean_staleness(report: &StatusReport) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::ids::BranchId;
     use anabranch_common::journal::{Aggregate, Chain};
 
     use super::*;
-    use crate::core::{Options, status};
+    use crate::core::status;
 
     const RUN: RunId = RunId([1; 16]);
 
     /// A report with measurements of these versions, 10 s apart.
     fn report(run: RunId, versions: &[u64]) -> StatusReport {
-        let options = Options {
-            run,
-            first_branch: BranchId([1; 16]),
-            starts: 1,
-            lease_ttl_ms: 1,
-            checkpoint_every_versions: 1,
-            checkpoint_every_ms: 1,
-        };
+        let options = crate::web::tests::options(run);
         let measured = versions.iter().zip(1..).map(|(version, number)| TimedAggregate {
             at_s: 10.0 * f64::from(number),
             aggregate: Aggregate { version: ModelVersion(*version), accuracy: 0.5, loss: 1.0, ..aggregate() },

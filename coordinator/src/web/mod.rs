@@ -22,7 +22,7 @@ mod page;
 mod routes;
 mod snapshot;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timed;
 
 pub use events::Events;

@@ -63,15 +63,20 @@ async fn figures_and_health_are_those_of_the_newest_snapshot() {
     assert!(text.starts_with("HTTP/1.1 404 ") && text.contains("see /metrics and /healthz"), "{text}");
 }
 
-fn run_report(run: RunId, name: &str, agents: Vec<AgentStatus>) -> StatusReport {
-    let options = Options {
+/// Options of a run that is only reported of.
+pub(crate) fn options(run: RunId) -> Options {
+    Options {
         run,
         first_branch: BranchId([1; 16]),
         starts: 1,
         lease_ttl_ms: 1,
         checkpoint_every_versions: 1,
         checkpoint_every_ms: 1,
-    };
+    }
+}
+
+fn run_report(run: RunId, name: &str, agents: Vec<AgentStatus>) -> StatusReport {
+    let options = options(run);
     let accepted = agents.iter().map(|agent| agent.updates_accepted).sum();
     StatusReport {
         serving: true,

@@ -75,6 +75,30 @@ impl Conn {
         *last = at_ms.max(*last);
         *last
     }
+
+    /// When a parcel arrives that is sent now: messages in order, chunks by themselves.
+    pub(super) fn carry<M>(&mut self, line: &mut Line, to: Side, now_ms: u64, parcel: (&Parcel<M>, Charge)) -> u64 {
+        match parcel {
+            (Parcel::Message(_), _) => self.in_order(to, line.arrival(to, now_ms)),
+            (Parcel::Chunk { bytes, .. }, charge) => line.bulk_arrival(to, now_ms, bytes.len(), charge),
+        }
+    }
+
+    /// One end closes or gives it up. Returns which end is left, and when that learns of it: when the end reaches it, or by
+    /// silence.
+    pub(super) fn lose(&mut self, side: Side, line: &mut Line, now_ms: u64) -> Option<(Side, u64)> {
+        let other = match side {
+            Side::Agent => {
+                self.agent_up = false;
+                Side::Coordinator
+            }
+            Side::Coordinator => {
+                self.coordinator_up = false;
+                Side::Agent
+            }
+        };
+        self.is_up(other).then(|| (other, self.in_order(other, line.arrival(other, now_ms)).min(now_ms + IDLE_MS)))
+    }
 }
 
 /// Whether bytes are added to what [`Line::sent_bytes`] tells.

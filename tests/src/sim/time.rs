@@ -11,6 +11,26 @@ pub struct Agenda<T> {
     now_ms: u64,
 }
 
+/// When a process wants to be woken next.
+#[derive(Debug, Default)]
+pub(super) struct Alarm(Option<u64>);
+
+impl Alarm {
+    /// Sets it, unless it is set for no later a time. Returns whether it was.
+    pub(super) fn set(&mut self, at_ms: u64) -> bool {
+        let is_earlier = self.0.is_none_or(|set| set > at_ms);
+        if is_earlier {
+            self.0 = Some(at_ms);
+        }
+        is_earlier
+    }
+
+    /// Whether it goes off by now. Then it is no longer set.
+    pub(super) fn goes_off(&mut self, now_ms: u64) -> bool {
+        self.0.take_if(|at_ms| *at_ms <= now_ms).is_some()
+    }
+}
+
 #[derive(Debug)]
 struct Entry<T> {
     at_ms: u64,

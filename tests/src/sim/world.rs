@@ -17,7 +17,7 @@ use super::Outcome;
 use super::agent::AgentMachine;
 use super::coordinator::CoordinatorMachine;
 use super::faults::Hindrance;
-use super::network::{Charge, Conn, Down, Parcel, Side, Up};
+use super::network::{Charge, Conn, Down, Side, Up};
 use super::pods::{LinkEnd, Loss, Pods};
 use super::schedule::{Machine, Schedule};
 use super::setting::Setting;
@@ -404,14 +404,9 @@ impl World {
         let now_ms = self.now_ms();
         let Some(entry) = self.conns.get_mut(&conn) else { return now_ms };
         let line = &mut self.agents[entry.machine - 1].line;
-        let at_ms = match &parcel {
-            Parcel::Message(_) => entry.in_order(Side::Coordinator, line.arrival(Side::Coordinator, now_ms)),
-            Parcel::Chunk { bytes, .. } => {
-                // Before there is a run the initial model goes up.
-                let charge = if self.journal.next() > Position(0) { Charge::Charged } else { Charge::Free };
-                line.bulk_arrival(Side::Coordinator, now_ms, bytes.len(), charge)
-            }
-        };
+        // Before there is a run the initial model goes up.
+        let charge = if self.journal.next() > Position(0) { Charge::Charged } else { Charge::Free };
+        let at_ms = entry.carry(line, Side::Coordinator, now_ms, (&parcel, charge));
         self.agenda.at(at_ms, Happening::Up(conn, parcel));
         at_ms
     }
@@ -421,10 +416,7 @@ impl World {
         let now_ms = self.now_ms();
         let Some(entry) = self.conns.get_mut(&conn) else { return now_ms };
         let line = &mut self.agents[entry.machine - 1].line;
-        let at_ms = match &parcel {
-            Parcel::Message(_) => entry.in_order(Side::Agent, line.arrival(Side::Agent, now_ms)),
-            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Agent, now_ms, bytes.len(), Charge::Charged),
-        };
+        let at_ms = entry.carry(line, Side::Agent, now_ms, (&parcel, Charge::Charged));
         self.agenda.at(at_ms, Happening::Down(conn, parcel));
         at_ms
     }
@@ -434,22 +426,9 @@ impl World {
         let now_ms = self.now_ms();
         let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_up(side)) else { return };
         let (machine, peer) = (conn.machine, conn.peer);
-        let other = match side {
-            Side::Agent => {
-                conn.agent_up = false;
-                Side::Coordinator
-            }
-            Side::Coordinator => {
-                conn.coordinator_up = false;
-                Side::Agent
-            }
-        };
-        if conn.is_up(other) {
-            let line = &mut self.agents[machine - 1].line;
-            let reached_ms = conn.in_order(other, line.arrival(other, now_ms)).min(now_ms + super::network::IDLE_MS);
-            self.agenda.at(reached_ms, Happening::Lost(id, other));
-        } else {
-            self.conns.remove(&id);
+        match conn.lose(side, &mut self.agents[machine - 1].line, now_ms) {
+            Some((other, at_ms)) => self.agenda.at(at_ms, Happening::Lost(id, other)),
+            None => drop(self.conns.remove(&id)),
         }
         match side {
             Side::Agent => self.agent_lost(machine, id),

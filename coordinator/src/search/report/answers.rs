@@ -64,6 +64,20 @@ pub enum SearchStanding {
     Failed,
 }
 
+impl SearchStanding {
+    /// Returns the word for it, everywhere the same: in tables, on the page, as a label of figures.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 impl SearchSummary {
     /// Returns the line of a search.
     #[must_use]

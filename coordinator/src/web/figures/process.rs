@@ -23,7 +23,7 @@ pub(super) const ALL: [Family; 15] = [
     }),
     gauge("anabranch_runs", "Runs by state, ended ones included", |look| {
         let runs = |state| look.runs.iter().filter(|run| run.view.summary.state == state).count();
-        STATES.map(|(state, name)| (vec![Label::new("state", name)], runs(state) as f64)).into()
+        RunStanding::ALL.map(|state| (vec![Label::new("state", state.word())], runs(state) as f64)).into()
     }),
     gauge("anabranch_members", "Agents that have joined and are not revoked", |look| {
         single(look.snapshot.view.members.iter().filter(|member| !member.revoked).count() as f64)
@@ -62,17 +62,6 @@ pub(super) const ALL: [Family; 15] = [
         queues(look, &BYTES, &RUN_BYTES, Side::Filled)
     }),
     gauge("anabranch_queue_bytes_limit", "Bytes of a budget", |look| queues(look, &BYTES, &RUN_BYTES, Side::Limit)),
-];
-
-/// Every state of a run, with its label.
-pub(super) const STATES: [(RunStanding, &str); 7] = [
-    (RunStanding::Opening, "opening"),
-    (RunStanding::Pending, "pending"),
-    (RunStanding::Running, "running"),
-    (RunStanding::Paused, "paused"),
-    (RunStanding::Finished, "finished"),
-    (RunStanding::Parked, "parked"),
-    (RunStanding::Failed, "failed"),
 ];
 
 fn directions(received: u64, sent: u64) -> Points {

@@ -3,16 +3,12 @@
 use anabranch_common::status::StatusReport;
 use metrics::Label;
 
-use super::process::STATES;
 use super::{Family, Look, Points, counter, gauge};
-use crate::host::RunView;
 
 pub(super) const ALL: [Family; 26] = [
     gauge("anabranch_run_state", "1 for the state that a run is in", |look| {
-        let name =
-            |view: &RunView| STATES.iter().find(|(state, _)| *state == view.summary.state).map(|(_, name)| *name);
-        let point = |run: &super::Run<'_>| Some((vec![run.label(), Label::new("state", name(run.view)?)], 1.0));
-        look.runs.iter().filter_map(point).collect()
+        let point = |run: &super::Run<'_>| (vec![run.label(), Label::new("state", run.view.summary.state.word())], 1.0);
+        look.runs.iter().map(point).collect()
     }),
     gauge("anabranch_run_problem", "1 where `runs list` or `status` names a problem of a run", |look| {
         look.of_runs(|view| {

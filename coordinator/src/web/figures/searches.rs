@@ -4,11 +4,11 @@ use metrics::Label;
 
 use super::{Family, Look, Points, gauge};
 use crate::host::SearchView;
-use crate::search::report::{SearchStanding, TrialPhase};
+use crate::search::report::TrialPhase;
 
 pub(super) const ALL: [Family; 4] = [
     gauge("anabranch_search_state", "1 for the state that a search is in", |look| {
-        each(look, |view| vec![(Some(Label::new("state", state(view.summary.state))), 1.0)])
+        each(look, |view| vec![(Some(Label::new("state", view.summary.state.word())), 1.0)])
     }),
     gauge("anabranch_search_trials", "Trials of a search by state", |look| {
         each(look, |view| {
@@ -32,16 +32,6 @@ const TRIAL_STATES: [(TrialPhase, &str); 4] = [
     (TrialPhase::Waiting, "waiting"),
     (TrialPhase::Closed, "closed"),
 ];
-
-fn state(state: SearchStanding) -> &'static str {
-    match state {
-        SearchStanding::Opening => "opening",
-        SearchStanding::Running => "running",
-        SearchStanding::Finished => "finished",
-        SearchStanding::Stopped => "stopped",
-        SearchStanding::Failed => "failed",
-    }
-}
 
 /// Values of each search, with one more label where there is one.
 fn each(look: &Look<'_>, values: impl Fn(&SearchView) -> Vec<(Option<Label>, f64)>) -> Points {

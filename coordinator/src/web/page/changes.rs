@@ -8,7 +8,7 @@ use anabranch_common::status::{AgentStatus, StatusReport};
 use serde::Serialize;
 
 use super::agents::why_away;
-use super::state::{health, percent, standing};
+use super::state::{health, percent};
 use crate::host::{RunView, SearchView};
 use crate::search::report::SearchReport;
 use crate::web::Snapshot;
@@ -99,7 +99,7 @@ fn runs(found: &mut Found, before: &Snapshot, after: &Snapshot) {
         found.run = Some(view.summary.name.clone());
         match known.get(view.summary.name.as_str()).filter(|old| is_same(old, view)) {
             Some(old) => run(found, old, view),
-            None => found.add(EventKind::Run, format!("the run is {}", standing(view.summary.state))),
+            None => found.add(EventKind::Run, format!("the run is {}", view.summary.state.word())),
         }
     }
     for old in &before.view.runs {
@@ -120,7 +120,7 @@ fn run(found: &mut Found, old: &RunView, new: &RunView) {
     if old.summary.state != new.summary.state {
         let why = new.report.as_ref().and_then(|report| report.finished);
         let why = why.map_or_else(String::new, |reason| format!(": {reason}"));
-        found.add(EventKind::Run, format!("the run is {}{why}", standing(new.summary.state)));
+        found.add(EventKind::Run, format!("the run is {}{why}", new.summary.state.word()));
     }
     if let Some(problem) = new.summary.problem.as_ref().filter(|problem| old.summary.problem.as_ref() != Some(problem))
     {
@@ -185,7 +185,7 @@ fn searches(found: &mut Found, before: &Snapshot, after: &Snapshot) {
         let old = known.get(view.summary.name.as_str()).copied();
         let name = &view.summary.name;
         if old.map(|old| old.summary.state) != Some(view.summary.state) {
-            let state = super::search::standing(view.summary.state);
+            let state = view.summary.state.word();
             found.add(EventKind::Search, format!("search {name} is {state}"));
         }
         if let Some(problem) = &view.summary.problem

@@ -6,7 +6,7 @@ use anabranch_common::status::StatusReport;
 use serde::Serialize;
 
 use super::agents::Agents;
-use super::state::{percent, standing, thinned};
+use super::state::{percent, thinned};
 use crate::commands::{count, span, status_lines};
 use crate::host::RunView;
 
@@ -79,7 +79,7 @@ impl RunDetail {
         });
         Self {
             name: view.summary.name.clone(),
-            state: standing(view.summary.state),
+            state: view.summary.state.word(),
             problem: view.summary.problem.clone(),
             facts: report.map(status_lines).unwrap_or_default(),
             curve: curve.collect(),

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use crate::host::SearchView;
-use crate::search::report::SearchStanding;
 
 /// A search in the list of searches.
 #[derive(Debug, Serialize)]
@@ -21,7 +20,7 @@ impl SearchLine {
         let summary = &view.summary;
         Self {
             name: summary.name.clone(),
-            state: standing(summary.state),
+            state: summary.state.word(),
             trials: format!("{} of {}", summary.trials, summary.trials_planned),
             leader: summary.leader.clone(),
             metric: summary.metric.map(|metric| format!("{metric:.4}")),
@@ -49,23 +48,12 @@ impl SearchDetail {
         let runs = report.map(|report| report.ordered().into_iter().map(|trial| trial.run.clone()).collect::<Vec<_>>());
         Self {
             name: view.summary.name.clone(),
-            state: standing(view.summary.state),
+            state: view.summary.state.word(),
             problem: view.summary.problem.clone(),
             facts: report.map(|report| report.lines()).unwrap_or_default(),
             columns: columns.into_iter().map(|name| name.to_lowercase()).collect(),
             trials: runs.unwrap_or_default().into_iter().zip(rows).collect(),
         }
-    }
-}
-
-/// What a search does, as `search list` says it.
-pub(super) fn standing(state: SearchStanding) -> &'static str {
-    match state {
-        SearchStanding::Opening => "opening",
-        SearchStanding::Running => "running",
-        SearchStanding::Finished => "finished",
-        SearchStanding::Stopped => "stopped",
-        SearchStanding::Failed => "failed",
     }
 }
 
@@ -77,7 +65,8 @@ mod tests {
     use crate::search::price::Price;
     use crate::search::record::{CloseReason, TrialId};
     use crate::search::report::{
-        ClosedReport, MeasurementReport, SearchPhase, SearchReport, SearchSummary, TrialPhase, TrialReport,
+        ClosedReport, MeasurementReport, SearchPhase, SearchReport, SearchStanding, SearchSummary, TrialPhase,
+        TrialReport,
     };
     use crate::search::spec::{Method, Metric};
 

@@ -173,7 +173,7 @@ fn line(page: &Page, view: &RunView) -> RunLine {
     let refused = report.map_or(0, |report| report.updates_refused.values().sum());
     RunLine {
         name: summary.name.clone(),
-        state: standing(summary.state),
+        state: summary.state.word(),
         version: summary.version.map(|version| version.0),
         accuracy: newest.map(|aggregate| percent(aggregate.accuracy)),
         loss: newest.map(|aggregate| format!("{:.4}", aggregate.loss)),
@@ -204,19 +204,6 @@ pub(super) fn health(health: &Health) -> String {
         Health::Starting => "the process is starting: it reads what is stored".to_owned(),
         Health::Serving => "the process serves its runs".to_owned(),
         Health::Leaving(why) | Health::Failed(why) => why.clone(),
-    }
-}
-
-/// What a run does, as `runs list` says it.
-pub(super) fn standing(state: RunStanding) -> &'static str {
-    match state {
-        RunStanding::Opening => "opening",
-        RunStanding::Pending => "pending",
-        RunStanding::Running => "running",
-        RunStanding::Paused => "paused",
-        RunStanding::Finished => "finished",
-        RunStanding::Parked => "parked",
-        RunStanding::Failed => "failed",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, BranchId, ModelVersion, RunId};
+use anabranch_common::ids::{AgentId, ModelVersion, RunId};
 use anabranch_common::journal::{Aggregate, Chain};
 use anabranch_common::limits;
 use anabranch_common::status::{AgentStatus, RunStanding, RunSummary, StatusReport, TimedAggregate};
@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use super::address::Names;
 use super::history::{History, Page};
 use super::routes::serve;
-use crate::core::Options;
 use crate::core::status::{report, unseen};
 use crate::host::{Health, RunView};
 use crate::web::Snapshot;
@@ -35,14 +34,7 @@ pub(super) fn page(runs: Vec<RunView>) -> Page {
 /// A run that is served.
 pub(super) fn run(name: &str, agents: Vec<AgentStatus>) -> RunView {
     let run = RunId([1; 16]);
-    let options = Options {
-        run,
-        first_branch: BranchId([1; 16]),
-        starts: 1,
-        lease_ttl_ms: 1,
-        checkpoint_every_versions: 1,
-        checkpoint_every_ms: 1,
-    };
+    let options = crate::web::tests::options(run);
     let count = |is: &dyn Fn(&AgentStatus) -> bool| agents.iter().filter(|agent| is(agent)).count() as u64;
     let summary = RunSummary {
         name: name.to_owned(),

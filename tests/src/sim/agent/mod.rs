@@ -25,6 +25,7 @@ use super::disk::SimDisk;
 use super::network::{Line, Side};
 use super::pods::{self, PodWork};
 use super::schedule::{AgentPlan, Machine};
+use super::time::Alarm;
 use super::trace::Sign;
 use super::world::{Happening, RUN, World, agent_id};
 
@@ -36,7 +37,7 @@ pub(super) struct Process {
     incarnation: Incarnation,
     conn: Option<u64>,
     dial: u64,
-    tick_at_ms: Option<u64>,
+    alarm: Alarm,
     next_job: u64,
     training: Option<Training>,
     /// Its part in a pod.
@@ -235,7 +236,7 @@ impl World {
             incarnation,
             conn: None,
             dial: 0,
-            tick_at_ms: None,
+            alarm: Alarm::default(),
             next_job: 0,
             training: None,
             pod: None,
@@ -275,8 +276,7 @@ impl World {
         let Some(process) = agent.process.as_mut() else { return };
         let Some(deadline_ms) = process.node.session().deadline_ms() else { return };
         let at_ms = process.started_ms.saturating_add(deadline_ms).max(now_ms);
-        if process.tick_at_ms.is_none_or(|set| set > at_ms) {
-            process.tick_at_ms = Some(at_ms);
+        if process.alarm.set(at_ms) {
             self.agenda.at(at_ms, Happening::AgentTick { machine, life });
         }
     }
@@ -285,10 +285,9 @@ impl World {
         let now_ms = self.now_ms();
         let agent = self.agent(machine);
         let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
-        if process.tick_at_ms.is_none_or(|at_ms| at_ms > now_ms) {
+        if !process.alarm.goes_off(now_ms) {
             return;
         }
-        process.tick_at_ms = None;
         let deadline_ms = process.node.session().deadline_ms();
         let due = deadline_ms.is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
         if due { self.agent_handles(machine, Input::Event(Event::Tick)) } else { self.set_alarm(machine) }

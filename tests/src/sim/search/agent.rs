@@ -15,6 +15,7 @@ use anabranch_common::rng::SplitMix64;
 use crate::sim::disk::SimDisk;
 use crate::sim::network::{Line, Side};
 use crate::sim::schedule::{LinkPlan, Machine};
+use crate::sim::time::Alarm;
 use crate::sim::world::agent_id;
 
 use super::coordinator::run_id;
@@ -43,7 +44,7 @@ pub(super) struct Process {
     backoff_seed: u64,
     /// The stream with lists, and how often one was asked for.
     list: (u64, Option<u64>),
-    tick_at_ms: Option<u64>,
+    alarm: Alarm,
     pub(super) next_round: u64,
     /// The local round that is computed.
     pub(super) round: Option<(u64, RunId, LeaseId)>,
@@ -112,7 +113,7 @@ impl World {
             incarnation,
             backoff_seed,
             list: (0, None),
-            tick_at_ms: None,
+            alarm: Alarm::default(),
             next_round: 0,
             round: None,
         });
@@ -329,8 +330,7 @@ impl World {
         let Some(process) = agent.process.as_mut() else { return };
         let Some(deadline_ms) = process.host.deadline_ms() else { return };
         let at_ms = process.started_ms.saturating_add(deadline_ms).max(now_ms);
-        if process.tick_at_ms.is_none_or(|set| set > at_ms) {
-            process.tick_at_ms = Some(at_ms);
+        if process.alarm.set(at_ms) {
             self.agenda.at(at_ms, Happening::AgentTick { machine, life });
         }
     }
@@ -339,10 +339,9 @@ impl World {
         let now_ms = self.now_ms();
         let agent = self.agent(machine);
         let Some(process) = agent.process.as_mut().filter(|_| agent.life == life) else { return };
-        if process.tick_at_ms.is_none_or(|at_ms| at_ms > now_ms) {
+        if !process.alarm.goes_off(now_ms) {
             return;
         }
-        process.tick_at_ms = None;
         let deadline_ms = process.host.deadline_ms();
         let is_due = deadline_ms.is_some_and(|deadline| process.started_ms.saturating_add(deadline) <= now_ms);
         if is_due { self.agent_takes(machine, Input::Tick) } else { self.set_alarm(machine) }

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use anabranch_agent::host as agent_host;
 use anabranch_agent::node::StoreJob;
 use anabranch_common::ids::{Digest, RunId};
-use anabranch_common::limits;
 use anabranch_common::rng::SplitMix64;
 use anabranch_common::wire::runs::RunsListed;
 use anabranch_coordinator::host::Input;
@@ -14,7 +13,7 @@ use anabranch_coordinator::search::record::{CloseReason, TrialId};
 use crate::invariants::journal::{Checked, Violation};
 use crate::invariants::search::SearchWatch;
 use crate::sim::Outcome;
-use crate::sim::network::{Charge, Conn, Down, Parcel, Side, Up};
+use crate::sim::network::{Charge, Conn, Down, Side, Up};
 use crate::sim::schedule::Machine;
 use crate::sim::time::Agenda;
 use crate::sim::trace::{Sign, Trace};
@@ -305,10 +304,7 @@ impl World {
         let now_ms = self.now_ms();
         let Some(Stream { conn, .. }) = self.streams.get_mut(&id) else { return now_ms };
         let line = &mut self.agents[conn.machine - 1].line;
-        let at_ms = match &parcel {
-            Parcel::Message(_) => conn.in_order(Side::Coordinator, line.arrival(Side::Coordinator, now_ms)),
-            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Coordinator, now_ms, bytes.len(), Charge::Free),
-        };
+        let at_ms = conn.carry(line, Side::Coordinator, now_ms, (&parcel, Charge::Free));
         self.agenda.at(at_ms, Happening::Up(id, parcel));
         at_ms
     }
@@ -318,10 +314,7 @@ impl World {
         let now_ms = self.now_ms();
         let Some(Stream { conn, .. }) = self.streams.get_mut(&id) else { return now_ms };
         let line = &mut self.agents[conn.machine - 1].line;
-        let at_ms = match &parcel {
-            Parcel::Message(_) => conn.in_order(Side::Agent, line.arrival(Side::Agent, now_ms)),
-            Parcel::Chunk { bytes, .. } => line.bulk_arrival(Side::Agent, now_ms, bytes.len(), Charge::Free),
-        };
+        let at_ms = conn.carry(line, Side::Agent, now_ms, (&parcel, Charge::Free));
         self.agenda.at(at_ms, Happening::Down(id, parcel));
         at_ms
     }
@@ -333,22 +326,9 @@ impl World {
             return;
         };
         let (machine, peer, purpose) = (conn.machine, conn.peer, *purpose);
-        let other = match side {
-            Side::Agent => {
-                conn.agent_up = false;
-                Side::Coordinator
-            }
-            Side::Coordinator => {
-                conn.coordinator_up = false;
-                Side::Agent
-            }
-        };
-        if conn.is_up(other) {
-            let line = &mut self.agents[machine - 1].line;
-            let reached_ms = conn.in_order(other, line.arrival(other, now_ms)).min(now_ms + limits::IDLE_TIMEOUT_MS);
-            self.agenda.at(reached_ms, Happening::Lost(id, other));
-        } else {
-            self.streams.remove(&id);
+        match conn.lose(side, &mut self.agents[machine - 1].line, now_ms) {
+            Some((other, at_ms)) => self.agenda.at(at_ms, Happening::Lost(id, other)),
+            None => drop(self.streams.remove(&id)),
         }
         match side {
             Side::Agent => self.agent_lost(machine, id, purpose),
