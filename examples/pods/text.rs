@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 /// Every document, with its name.
-const DOCUMENTS: [(&str, &str); 12] = [
+const DOCUMENTS: [(&str, &str); 14] = [
     ("README.md", include_str!("../../README.md")),
+    ("agents.md", include_str!("../../docs/agents.md")),
     ("benchmarks.md", include_str!("../../docs/benchmarks.md")),
+    ("configuration.md", include_str!("../../docs/configuration.md")),
     ("downlink.md", include_str!("../../docs/downlink.md")),
     ("faults.md", include_str!("../../docs/faults.md")),
     ("hardware.md", include_str!("../../docs/hardware.md")),

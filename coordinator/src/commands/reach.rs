@@ -192,7 +192,7 @@ pub(super) fn config_fail(error: ConfigError, missing: &str, check: &str) -> any
         ConfigError::Unreadable { path, source } => source.help(path),
         ConfigError::Encoding { path, encoding } => encoding.help(path),
         ConfigError::Syntax { .. } | ConfigError::Value { .. } => {
-            format!("correct that line, then check with `{check}`; docs/operating.md describes every key")
+            format!("correct that line, then check with `{check}`; docs/configuration.md describes every key")
         }
     };
     fail.help(help).into()

@@ -6,7 +6,7 @@
 //!              └─────────┴────────────────┴──► ConfigError { file, line, column, what, help }
 //! ```
 //! An unknown key is an error, and so is a value out of range: both are reported with the file and the line. Every key
-//! is described in `docs/operating.md`; [`Config::template`] is the commented file that `init` writes.
+//! is described in `docs/configuration.md`; [`Config::template`] is the commented file that `init` writes.
 
 mod advice;
 pub(crate) mod locate;

@@ -28,7 +28,7 @@ pub(super) fn render(options: &TemplateOptions) -> String {
 
 const TEMPLATE: &str = r#"# What this run computes and how it is served. The coordinator reads this file when it starts; changed settings hold
 # from its next start. Check it with: anabranch-coordinator config check --dir <this directory>
-# Every key, with its unit and default, is described in docs/operating.md.
+# Every key, with its unit and default, is described in docs/configuration.md.
 
 [run]
 # For people. Letters, digits, - _ .

@@ -84,7 +84,7 @@ fn judge_configs(own: &Result<Config, ConfigError>, others: &[String]) -> Findin
         (Err(error), _) => {
             let advice = match error.is_missing() {
                 true => "make the directory with `anabranch-coordinator init`, or name the one that has a run.toml",
-                false => "correct that line; docs/operating.md describes every key",
+                false => "correct that line; docs/configuration.md describes every key",
             };
             Finding::failure(CONFIG, ExitCode::Config, error.to_string(), advice)
         }
