@@ -94,6 +94,9 @@ fn exit_codes_are_the_same_in_both_documents_and_in_the_units() {
     assert!(codes.len() > 10, "{codes:?}");
     let reference = read("docs/reference.md");
     assert_eq!(rows(section(&reference, "## Exit codes")), codes);
+    // Each but success has a remedy.
+    let first = |rows: &[Vec<String>]| rows.iter().map(|row| row[0].clone()).collect::<Vec<_>>();
+    assert_eq!(first(&rows(section(&operating, "### After an exit code")))[1..], first(&codes)[2..]);
     let hopeless: Vec<&str> = codes.iter().filter(|row| row[2] == "no").map(|row| row[0].as_str()).collect();
     for daemon in DAEMONS {
         let unit = unit(daemon);
