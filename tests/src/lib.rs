@@ -14,6 +14,7 @@
 //!  bugs        deliberate bugs, made in a copy of the sources, which sim must find      `anabranch-lab bites`
 //!  picture     a run as one HTML page: swim lanes, versions, every event in words
 //!  power       power loss below the store: recorded writes, dropped, torn and reordered    `anabranch-lab power`
+//!  scale       fleets by their statistics, flat and with regions                   `anabranch-lab scale`
 //!  text        sentences to learn from
 //!  bench       how fast, how large, how soon back                               `anabranch-lab bench`
 //! ```
@@ -34,5 +35,6 @@ pub mod process;
 pub mod race;
 pub mod report;
 mod ring;
+pub mod scale;
 pub mod sim;
 pub mod text;

@@ -2,12 +2,14 @@
 //!
 //! `tests/fixtures/schema-6.tar.gz` has the directory of a coordinator (`c`) that was killed after fourteen updates of the
 //! digits, and that of its agent (`a`), which has trained a fifteenth that it could not send any more. Schema 6, development
-//! profile, 2026-12-01.
+//! profile, 2026-12-01. `schema-6-session.txt` is what that agent then said to that coordinator: it delivered the fifteenth,
+//! trained a sixteenth, delivered that, and left.
 //!
 //! | test | guards |
 //! |---|---|
 //! | the stopped directories | are read as they were: version, chain, journal, model, outbox |
 //! | the run | goes on, the update that had waited is merged once, and the journal of both versions holds |
+//! | a session of that agent, byte for byte | is answered as then: the update that waited, a lease, another update |
 //! | the way back | a copy from before the upgrade is served again, also to an agent that has gone on since |
 
 use std::ffi::OsStr;
@@ -16,11 +18,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anabranch_agent::report::AgentReport;
+use anabranch_common::journal::Lease;
 use anabranch_common::status::{StatusReport, VerifyReport};
+use anabranch_common::update::Verdict;
+use anabranch_common::wire::message::CoordinatorMessage;
 use anabranch_tests::chaos::NO_COMPILER;
 use anabranch_tests::chaos::shim::{Setting, Shim};
 use anabranch_tests::clock::{poll, unix_ms};
-use anabranch_tests::process::{Cluster, PATIENCE, Role, example};
+use anabranch_tests::hostile::member::Identity;
+use anabranch_tests::process::{Answers, Cluster, PATIENCE, Recording, Role, example};
 use anyhow::{Context as _, ensure};
 use nix::sys::signal::Signal;
 
@@ -35,12 +41,12 @@ const MODEL: &str = "54af8b3f8afac9a19667a5094c53bd860541d853953333b5412081743c5
 /// The digest over its journal.
 const CHAIN: &str = "4e273f4a42095d26a95d9707c36dce8118578729dc5a01b94afe190fdb1605cc";
 
-fn archive() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/schema-6.tar.gz")
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
 fn restored() -> anyhow::Result<Cluster> {
-    Cluster::restore(Path::new(LAB), &archive(), PORT, "one")
+    Cluster::restore(Path::new(LAB), &fixture("schema-6.tar.gz"), PORT, "one")
 }
 
 /// Asserts that everything is as the version before has left it.
@@ -151,6 +157,43 @@ fn a_copy_from_before_the_upgrade_is_the_way_back_though_agents_are_further() ->
     upgraded.start_agent()?;
     let status = upgraded.end()?;
     assert_eq!((status.version.0, status.updates_accepted), (30, 60), "{status:?}");
+    Ok(())
+}
+
+/// The agent of the version before is the bytes that it said; everything else is of this build.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_the_version_before_is_answered_as_it_was_then() -> anyhow::Result<()> {
+    let recording = Recording::read(&fixture("schema-6-session.txt"), 6)?;
+    let mut upgraded = Upgraded::new()?;
+    upgraded.start_coordinator()?;
+    let identity = Identity::read(&upgraded.cluster.agent_dir("one"))?;
+    let Answers { now, then } = recording.replay(upgraded.cluster.port(), &identity).await?;
+    assert_eq!(now.len(), then.len());
+    let mut verdicts = 0;
+    for (now, then) in now.iter().zip(&then) {
+        match (now, then) {
+            (CoordinatorMessage::Welcome(now), CoordinatorMessage::Welcome(then)) => {
+                assert_eq!((now.run, now.branch, now.epoch), (then.run, then.branch, then.epoch));
+                assert_eq!(now.spec, then.spec);
+            }
+            // All but when it ends.
+            (CoordinatorMessage::Lease { lease: now, .. }, CoordinatorMessage::Lease { lease: then, .. }) => {
+                assert_eq!(Lease { expires_at_ms: then.expires_at_ms, ..now.clone() }, *then);
+            }
+            (CoordinatorMessage::Verdict { key: now, verdict }, CoordinatorMessage::Verdict { key: then, .. }) => {
+                assert_eq!(now, then);
+                assert!(matches!(verdict, Verdict::Accepted { .. }), "{verdict:?}");
+                verdicts += 1;
+            }
+            _ => assert_eq!(now, then),
+        }
+    }
+    assert_eq!(verdicts, 2);
+    let status = upgraded.cluster.status()?;
+    assert_eq!((status.version.0, status.updates_accepted), (8, 16), "{status:?}");
+    upgraded.cluster.park_coordinator()?;
+    let report = upgraded.cluster.verify()?;
+    assert!(report.holds && report.version.0 == 8, "{report:?}");
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anabranch_common::limits;
 use anabranch_tests::process::Role;
 use anabranch_tests::report::Report;
-use anabranch_tests::{bench, bugs, kills, power};
+use anabranch_tests::{bench, bugs, kills, power, scale};
 use clap::{Parser, Subcommand};
 
 /// Breaks things on purpose, and measures what is left.
@@ -119,6 +119,17 @@ on one build."
     Race {
         #[command(flatten)]
         args: race::RaceArgs,
+    },
+    /// Tell rates, staleness and bytes of a fleet that no machine holds, flat and with regions, by its statistics
+    #[command(
+        after_help = "A model of queues, without weights: an agent's round takes so long, a line carries so many bytes. Its figures for
+100 agents are held against the simulation of the real coordinator and agents."
+    )]
+    Scale {
+        #[command(flatten)]
+        options: scale::Options,
+        #[command(flatten)]
+        common: Common,
     },
     /// Make every deliberate bug in a copy of the sources, and let the simulation find each of them
     #[command(
@@ -346,6 +357,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
             let dir = dir.unwrap_or_else(std::env::temp_dir);
             (bench::fleet::run(&dir, agents, common.seed)?, common)
         }
+        Verb::Scale { options, common } => (scale::run(&options, common.seed)?, common),
         Verb::Bench(Bench::Ledger { options, common }) => (bench::ledger::run(&options, common.seed)?, common),
         Verb::Bench(Bench::W1 { options, common }) => (bench::w1::run(&lab, &options, common.seed)?, common),
         Verb::Bench(Bench::Swarm { options, common }) => (bench::swarm::run(&lab, &options, common.seed)?, common),

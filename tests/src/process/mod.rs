@@ -9,6 +9,7 @@
 //!  Browser ── Chromium without a window: clicks, keys, pictures
 //!  Usage ── memory and processor time of processes, looked up while they run
 //!  MemoryGroup ── a cgroup with a limit, where a test may make one
+//!  Recording ── the bytes of an agent's session, said again
 //!  Line ── a relay for UDP that can be cut in the middle of something
 //!  http_get, series ── figures over HTTP
 //!  Role ── which daemon, and how the binary becomes it
@@ -24,6 +25,7 @@ mod http;
 mod line;
 mod preload;
 mod python;
+mod recorded;
 mod role;
 mod timed;
 mod usage;
@@ -39,6 +41,7 @@ pub use http::{http_get, series};
 pub use line::{Line, Way};
 pub use preload::compile;
 pub use python::{PYTHON_PACKAGE, python_for_packages, python_has, python_with_torch};
+pub use recorded::{Answers, Recording};
 pub use role::Role;
 pub use timed::{AgentStart, Counted, LOOK, TimedRun, agent_name};
 pub(crate) use usage::{Usage, cpu_s};

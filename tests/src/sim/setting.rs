@@ -219,7 +219,7 @@ pub(crate) struct Setting {
 
 impl Setting {
     /// Returns the setting of a simulated world.
-    pub(super) fn simulated(seed: u64, schedule: &Schedule) -> Self {
+    pub(crate) fn simulated(seed: u64, schedule: &Schedule) -> Self {
         let spec = run_spec(schedule);
         let learner = Box::new(Simulated::new(schedule, &spec));
         let (overhead, stopped) = (Overhead::Drawn, Stopped::Computes);

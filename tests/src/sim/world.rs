@@ -246,6 +246,11 @@ impl World {
         self.agents.iter().map(|agent| agent.line.sent_bytes(Side::Agent, self.now_ms())).collect()
     }
 
+    /// How many versions behind each accepted update was, oldest first.
+    pub(crate) fn staleness(&self) -> Vec<u64> {
+        self.journal.staleness()
+    }
+
     /// Updates that are merged so far.
     pub(crate) fn merged(&self) -> u64 {
         self.journal.merged().len() as u64

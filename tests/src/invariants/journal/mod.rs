@@ -479,6 +479,12 @@ impl Journal {
         self.fold.once.merged()
     }
 
+    /// How many versions behind each accepted update was, in the order of the journal.
+    #[must_use]
+    pub fn staleness(&self) -> Vec<u64> {
+        self.fold.once.staleness()
+    }
+
     /// Updates that agents heard to be accepted, and how many of those are not in the journal or twice.
     #[must_use]
     pub fn acknowledged(&self) -> (u64, u64) {

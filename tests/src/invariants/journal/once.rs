@@ -64,6 +64,16 @@ impl Once {
         self.decided.get(&key).map(|(position, _)| *position)
     }
 
+    pub(super) fn staleness(&self) -> Vec<u64> {
+        let accepted = self.decided.values().filter_map(|(position, verdict)| match verdict {
+            Verdict::Accepted { staleness, .. } => Some((*position, *staleness)),
+            Verdict::Refused { .. } => None,
+        });
+        let mut accepted: Vec<(Position, u64)> = accepted.collect();
+        accepted.sort_unstable();
+        accepted.into_iter().map(|(_, staleness)| staleness).collect()
+    }
+
     pub(super) fn merged(&self) -> &[Merged] {
         &self.merged
     }
