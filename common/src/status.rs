@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
 use crate::journal::{Aggregate, Evaluation, FinishReason};
 use crate::merge::Served;
+use crate::token::PagePermission;
 use crate::wire::message::RunPhase;
 
 /// The state of a run.
@@ -362,6 +363,25 @@ pub struct TokenStatus {
     /// The runs that its agents may take part in; all runs when there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<RunId>,
+}
+
+/// One page token. The secret is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageTokenStatus {
+    /// Short id: the start of the digest of its secret.
+    pub id: String,
+    /// Name of its owner.
+    pub name: Option<String>,
+    /// What its owner may do.
+    pub permission: PagePermission,
+    /// Unix time in milliseconds at which it was made.
+    pub created_at_ms: u64,
+    /// Unix time in milliseconds at which it expires.
+    pub expires_at_ms: u64,
+    /// Unix time in milliseconds at which it was used last, to about `limits::PAGE_TOKEN_USE_MS`; none before the first use.
+    pub last_used_at_ms: Option<u64>,
+    /// Whether it was revoked.
+    pub revoked: bool,
 }
 
 /// One checkpoint.

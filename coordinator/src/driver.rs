@@ -40,7 +40,7 @@ use crate::identity::Identity;
 use crate::node::{JobError, ToPeer};
 use crate::recovery::OTHER_VERSION_HELP;
 use crate::registry::Registry;
-use crate::registry::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
+use crate::registry::roster::{MEMBER_KEYS, PAGE_TOKEN_KEYS, Roster, TOKEN_KEYS};
 use crate::runs::{self, OpenError};
 use crate::store::{Catalogue, SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
@@ -85,7 +85,7 @@ pub fn registry(catalogue: &dyn Catalogue) -> anyhow::Result<Registry> {
         }
     }
     let mut roster = Roster::default();
-    for prefix in [TOKEN_KEYS, MEMBER_KEYS] {
+    for prefix in [TOKEN_KEYS, MEMBER_KEYS, PAGE_TOKEN_KEYS] {
         for key in catalogue.list(prefix).map_err(storage_fail)? {
             let Some(value) = catalogue.get(&key).map_err(storage_fail)? else { continue };
             roster.restore(&key, &value).context("a token or a member in the store is damaged")?;
