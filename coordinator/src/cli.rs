@@ -13,7 +13,6 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::config;
-use crate::web::page_address;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";
@@ -272,9 +271,10 @@ pub(crate) struct RunArgs {
     /// address like 10.0.0.7:9464. It is not encrypted: any client that reaches the address reads them
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Serve a page for the operator at a port of the loopback interface: runs, agents, curves, refusals, searches, live.
-    /// Another machine reaches it through `ssh -L`
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = page_address)]
+    /// Serve a page for the operator: runs, agents, curves, refusals, searches, live; with a token of `page token create` it
+    /// pauses, resumes and stops runs and sends models. A port alone is one of the loopback interface, over HTTP. Any other
+    /// address is served over HTTPS with the server's certificate, and needs a token to see anything
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
     pub(crate) page: Option<SocketAddr>,
     /// Write TensorBoard's event files of every run below this folder: accuracy, loss, staleness, version
     #[arg(long, value_name = "DIR")]
