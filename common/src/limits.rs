@@ -562,6 +562,10 @@ pub const RUN_REMOVAL_REST_MS: u64 = 10;
 pub const RUN_RELEASES: u32 = 1_000;
 /// Clients of the coordinator's HTTP server that are served at the same time; further ones wait to be accepted.
 pub const WEB_CONNECTIONS: usize = 64;
+/// Those of them that one address of another machine may be; a further one is closed.
+pub const WEB_CONNECTIONS_PER_ADDRESS: usize = WEB_CONNECTIONS / 2;
+/// How long an HTTP connection takes requests, in milliseconds: those that wait for its place have their turn.
+pub const WEB_LIFE_MS: u64 = 60_000;
 /// Bytes of a request's head over HTTP.
 pub const WEB_HEAD_BYTES: usize = 16 << 10;
 /// How long a client may take for the head of its next request, in milliseconds.

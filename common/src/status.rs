@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AgentId, BranchId, Digest, Epoch, ModelVersion, Position, RunId};
+use crate::ids::{AgentId, BranchId, Digest, Epoch, LeaseId, ModelVersion, Position, RunId};
 use crate::journal::{Aggregate, Evaluation, FinishReason};
 use crate::merge::Served;
+use crate::token::PagePermission;
 use crate::wire::message::RunPhase;
 
 /// The state of a run.
@@ -195,6 +196,63 @@ pub struct PodsStatus {
     /// Why none can be formed for one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// The pods whose rounds are not computed yet, those at work first: at most `limits::PODS_LISTED`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pods: Vec<PodStatus>,
+}
+
+/// A pod: the latest attempt at the round of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodStatus {
+    /// Whose round it is.
+    pub owner: AgentId,
+    /// The owner's lease.
+    pub lease: LeaseId,
+    /// Number of the latest attempt.
+    pub attempt: u32,
+    /// What it does.
+    pub state: PodState,
+    /// The parts of the model in the order of its layers; each replica has the whole model. Empty where an earlier process has
+    /// formed the pod.
+    pub parts: Vec<PodPartStatus>,
+    /// Why there is no other attempt yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// What a pod does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodState {
+    /// Its attempt is computed.
+    Computing,
+    /// Its attempt has failed, and its owner waits for another one.
+    Waiting,
+}
+
+/// A part of the model, and who computes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodPartStatus {
+    /// The member.
+    pub agent: AgentId,
+    /// Its first layer, from 0.
+    pub first: u32,
+    /// The layer before which it ends.
+    pub end: u32,
+    /// What the member does.
+    pub state: PodMemberState,
+}
+
+/// What a member of a pod does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodMemberState {
+    /// It computes its part.
+    Computing,
+    /// It is connected, and not at work on this attempt.
+    Idle,
+    /// It is not connected.
+    Away,
 }
 
 /// What became of connections, and what went through them, since the coordinator was started.
@@ -362,6 +420,25 @@ pub struct TokenStatus {
     /// The runs that its agents may take part in; all runs when there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub runs: Vec<RunId>,
+}
+
+/// One page token. The secret is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageTokenStatus {
+    /// Short id: the start of the digest of its secret.
+    pub id: String,
+    /// Name of its owner.
+    pub name: Option<String>,
+    /// What its owner may do.
+    pub permission: PagePermission,
+    /// Unix time in milliseconds at which it was made.
+    pub created_at_ms: u64,
+    /// Unix time in milliseconds at which it expires.
+    pub expires_at_ms: u64,
+    /// Unix time in milliseconds at which it was used last, to about `limits::PAGE_TOKEN_USE_MS`; none before the first use.
+    pub last_used_at_ms: Option<u64>,
+    /// Whether it was revoked.
+    pub revoked: bool,
 }
 
 /// One checkpoint.

@@ -12,11 +12,15 @@
 //! The checksum covers `anb1-` and everything before it, so that a mistyped or missing character is noticed before
 //! anything is sent. Base32 is RFC 4648's: no 0 or 1, nothing that a double click would not select.
 
+mod page;
+
 use std::fmt;
 use std::str::FromStr;
 
 use crate::ids::Digest;
 use crate::limits;
+
+pub use page::{PAGE_PREFIX, PagePermission, PageToken, PageTokenError};
 
 /// How a token starts. The digit is the version of the layout.
 pub const PREFIX: &str = "anb1-";

@@ -19,7 +19,7 @@ use anabranch_common::journal::{Chain, Record};
 use anabranch_common::limits::CONTROL_MESSAGE_BYTES;
 use anabranch_common::merge::participation::Participation;
 use anabranch_common::schema::{self, Layout};
-use anabranch_common::token::JoinToken;
+use anabranch_common::token::{JoinToken, PageToken};
 use anabranch_common::wire::frame::{self, FrameKind};
 
 fn hex(bytes: &[u8]) -> String {
@@ -89,7 +89,9 @@ fn join() {
     let token =
         JoinToken { address: "coordinator.example:7700".into(), ca_fingerprint: samples::DIGEST, secret: [0x99; 32] };
     assert_eq!(token.to_string().parse(), Ok(token.clone()));
-    insta::assert_snapshot!(format!("{requests}{responses}{token}\n"));
+    let page = PageToken { secret: [0x99; 32] };
+    assert_eq!(page.to_string().parse(), Ok(page.clone()));
+    insta::assert_snapshot!(format!("{requests}{responses}{token}\n{page}\n"));
 }
 
 #[test]

@@ -13,7 +13,6 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::config;
-use crate::web::page_address;
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";
@@ -83,6 +82,9 @@ pub(crate) enum Verb {
     /// Make, list and revoke the tokens with which agents join
     #[command(subcommand, visible_alias = "tokens")]
     Token(TokenVerb),
+    /// Make, list and revoke the tokens of the operator's page
+    #[command(subcommand)]
+    Page(PageVerb),
     /// List and revoke agents
     #[command(subcommand, visible_alias = "agent")]
     Agents(AgentsVerb),
@@ -269,9 +271,10 @@ pub(crate) struct RunArgs {
     /// address like 10.0.0.7:9464. It is not encrypted: any client that reaches the address reads them
     #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Serve a page for the operator at a port of the loopback interface: runs, agents, curves, refusals, searches, live.
-    /// Another machine reaches it through `ssh -L`
-    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = page_address)]
+    /// Serve a page for the operator: runs, agents, curves, refusals, searches, live; with a token of `page token create` it
+    /// pauses, resumes and stops runs and sends models. A port alone is one of the loopback interface, over HTTP. Any other
+    /// address is served over HTTPS with the server's certificate, and needs a token to see anything
+    #[arg(long, value_name = "[ADDRESS:]PORT", value_parser = listen_address)]
     pub(crate) page: Option<SocketAddr>,
     /// Write TensorBoard's event files of every run below this folder: accuracy, loss, staleness, version
     #[arg(long, value_name = "DIR")]
@@ -474,6 +477,48 @@ pub(crate) enum TokenVerb {
         #[command(flatten)]
         target: TargetArgs,
         /// Id of the token, from `token list`
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PageVerb {
+    /// Make, list and revoke tokens
+    #[command(subcommand, visible_alias = "tokens")]
+    Token(PageTokenVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PageTokenVerb {
+    /// Make a token and print it; the page asks for it
+    ///
+    /// A token lets its owner see the page and download models. With --operate its owner also pauses, resumes and stops runs.
+    #[command(after_help = "Examples:
+  anabranch-coordinator page token create --dir trainer --name anna
+  anabranch-coordinator page token create --dir trainer --name anna \\
+      --operate --expires 12h")]
+    Create {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Name of its owner, which the log and `page token list` show
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+        /// Let its owner pause, resume and stop runs
+        #[arg(long)]
+        operate: bool,
+        /// How long it is good for: 30m, 12h, 30d
+        #[arg(long, value_name = "TIME", default_value = "30d", value_parser = humantime::parse_duration)]
+        expires: Duration,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Show the tokens: their names, when they expire and when they were used last; their secrets are not kept
+    List(ReportArgs),
+    /// Revoke a token: pages that use it are refused at once
+    Revoke {
+        #[command(flatten)]
+        target: TargetArgs,
+        /// Id of the token, from `page token list`
         id: String,
     },
 }

@@ -40,7 +40,7 @@ use crate::identity::Identity;
 use crate::node::{JobError, ToPeer};
 use crate::recovery::OTHER_VERSION_HELP;
 use crate::registry::Registry;
-use crate::registry::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
+use crate::registry::roster::{MEMBER_KEYS, PAGE_TOKEN_KEYS, Roster, TOKEN_KEYS};
 use crate::runs::{self, OpenError};
 use crate::store::{Catalogue, SledStore, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
@@ -69,7 +69,7 @@ pub struct RunOptions {
 /// Items in which builds before schema version 5 kept all members and all tokens.
 const EARLIER_ROSTER_KEYS: [&str; 2] = ["members", "tokens"];
 
-/// Reads tokens and members.
+/// Reads tokens, members and page tokens.
 ///
 /// # Errors
 /// The store fails, an item is damaged, or an earlier build wrote them in another form.
@@ -85,7 +85,7 @@ pub fn registry(catalogue: &dyn Catalogue) -> anyhow::Result<Registry> {
         }
     }
     let mut roster = Roster::default();
-    for prefix in [TOKEN_KEYS, MEMBER_KEYS] {
+    for prefix in [TOKEN_KEYS, MEMBER_KEYS, PAGE_TOKEN_KEYS] {
         for key in catalogue.list(prefix).map_err(storage_fail)? {
             let Some(value) = catalogue.get(&key).map_err(storage_fail)? else { continue };
             roster.restore(&key, &value).context("a token or a member in the store is damaged")?;
@@ -128,7 +128,8 @@ async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()>
     let (inputs_in, inputs) = mpsc::channel(limits::COORDINATOR_QUEUE_EVENTS);
     let shared = Shared::new(inputs_in, BTreeMap::new());
     let (done_in, done) = mpsc::channel(limits::COORDINATOR_ANSWERS);
-    let publisher = Publisher::start(watch, &config, &identity, Arc::clone(&shared))?;
+    let grants = Arc::clone(host.registry().page_grants());
+    let publisher = Publisher::start(watch, &config, &identity, (Arc::clone(&shared), grants))?;
     let mut directories =
         Directories::new(dir.clone(), Arc::clone(&shared), done_in, publisher.as_ref().map(Publisher::events));
     let mut outputs = match start(&mut host, &mut directories, &config, &store) {
@@ -277,6 +278,7 @@ impl Driver {
                 },
             };
             let outputs = self.host.handle(self.now(), input);
+            self.publish_grants();
             exit = self.carry_out(outputs);
         }
         let exit = exit.context("the loop ends with a reason")?;

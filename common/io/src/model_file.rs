@@ -92,6 +92,17 @@ pub fn write(path: &Path, manifest: &ModelManifest, values: &[f32], from: Proven
     written
 }
 
+/// Returns how the file of a model begins: the length of its header, and its header. The values follow, in manifest order, each
+/// as 4 bytes, little-endian.
+#[must_use]
+pub fn head(manifest: &ModelManifest, from: Provenance) -> Vec<u8> {
+    with_length(&header(manifest, Some(from)))
+}
+
+fn with_length(header: &[u8]) -> Vec<u8> {
+    [(header.len() as u64).to_le_bytes().as_slice(), header].concat()
+}
+
 /// Writes a model to `path` for another process to read, without provenance and without waiting for the disk.
 ///
 /// # Errors
@@ -103,8 +114,7 @@ pub fn hand_over(path: &Path, manifest: &ModelManifest, values: &[f32]) -> io::R
 fn fill(path: &Path, header: &[u8], values: &[f32]) -> io::Result<File> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(header)?;
+    out.write_all(&with_length(header))?;
     for value in values {
         out.write_all(&value.to_le_bytes())?;
     }
@@ -288,6 +298,7 @@ mod tests {
             assert_eq!(Digest::of_f32(&read), Digest::of_f32(&values), "the same bits");
         }
         let bytes = fs::read(&path).expect("read");
+        assert!(bytes.starts_with(&head(&manifest, provenance(&values))), "what is sent begins as the file");
         let (header_bytes, header) = SafeTensors::read_metadata(&bytes).expect("a header");
         assert_eq!(header_bytes % ALIGNMENT_BYTES, 0);
         let said = header.metadata().as_ref().expect("metadata");

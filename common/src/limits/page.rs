@@ -34,3 +34,24 @@ pub const PAGE_RATE_MS: u64 = 60_000;
 pub const PAGE_RATE_LEAST_MS: u64 = 5_000;
 /// Rest of a certificate's life from which on the page warns of its end, in seconds: as the alerts do.
 pub const PAGE_CERTIFICATE_S: i64 = 14 * 24 * 60 * 60;
+
+/// Page tokens that are kept at once; the oldest one that is expired or revoked makes room.
+pub const PAGE_TOKENS: usize = 64;
+/// Life of a page token, in milliseconds: a year.
+pub const PAGE_TOKEN_TTL_MS: u64 = 365 * 24 * 60 * 60 * 1000;
+/// How often a use of a page token is noted, in milliseconds.
+pub const PAGE_TOKEN_USE_MS: u64 = 60_000;
+/// Wrong tokens of one address that are answered one by one, ...
+pub const PAGE_WRONG_TOKENS: u32 = 10;
+/// ... in so many milliseconds, and ...
+pub const PAGE_WRONG_MS: u64 = 60_000;
+/// ... addresses for which they are counted; the one whose time began first makes room.
+pub const PAGE_WRONG_ADDRESSES: usize = 1_024;
+/// Requests of page tokens that the loop is asked at the same time.
+pub const PAGE_OPERATIONS: usize = 8;
+/// Requests of the page for which stores are read at the same time: each may hold a model in memory.
+pub const PAGE_STORE_READS: usize = 2;
+/// Checkpoints of one run that the page lists, newest first.
+pub const PAGE_CHECKPOINTS: usize = 200;
+/// Pods of one run that a status lists, those at work first.
+pub const PODS_LISTED: usize = 64;

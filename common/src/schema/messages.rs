@@ -5,6 +5,7 @@ use crate::downlink::{FetchPurpose, ModelForm};
 use crate::merge::Served;
 use crate::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, PodSections};
 use crate::spec::Activations;
+use crate::token::PagePermission;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
     AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
@@ -143,7 +144,11 @@ layout! {
         1 = TokenCreate { name, ttl_ms, uses, secret_digest, runs },
         2 = TokenList,
         3 = TokenRevoke { id },
+        4 = PageTokenCreate { name, ttl_ms, permission, secret_digest } since 7,
+        5 = PageTokenList since 7,
+        6 = PageTokenRevoke { id } since 7,
     }
+    enum PagePermission { 0 = View, 1 = Operate }
     enum OperatorResponse {
         0 = Done(text),
         1 = Json(text),

@@ -2,6 +2,7 @@
 
 use crate::ids::ModelVersion;
 use crate::merge::Served;
+use crate::token::PagePermission;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +126,24 @@ pub enum RegistryRequest {
         /// Its id.
         id: String,
     },
+    /// `page token create`. The secret never leaves the requester: only its digest is sent. Answered by its id.
+    PageTokenCreate {
+        /// Name of its owner, for people.
+        name: Option<String>,
+        /// How long it is good for, in milliseconds.
+        ttl_ms: u64,
+        /// What its owner may do.
+        permission: PagePermission,
+        /// BLAKE3 of the secret.
+        secret_digest: [u8; 32],
+    },
+    /// `page token list`: answered by `[PageTokenStatus]` as JSON.
+    PageTokenList,
+    /// `page token revoke`: by id.
+    PageTokenRevoke {
+        /// Its id.
+        id: String,
+    },
 }
 
 impl From<RunRequest> for OperatorRequest {
@@ -157,8 +176,8 @@ impl From<RegistryRequest> for OperatorRequest {
 pub enum OperatorResponse {
     /// Done; the text is for people.
     Done(String),
-    /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[CheckpointStatus]`, `VerifyReport`, `[RunSummary]`,
-    /// `RunCreated`, `SearchStarted`, `SearchReport`, `[SearchSummary]` or `SearchResult` as JSON.
+    /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[PageTokenStatus]`, `[CheckpointStatus]`, `VerifyReport`,
+    /// `[RunSummary]`, `RunCreated`, `SearchStarted`, `SearchReport`, `[SearchSummary]` or `SearchResult` as JSON.
     Json(String),
     /// The content of a model follows.
     ModelFollows {

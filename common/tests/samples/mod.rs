@@ -23,6 +23,7 @@ use anabranch_common::spec::{
     OptimizerSpec, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, StageCount, StagesSpec, TargetSpec, TrainSpec,
     UploadSpec,
 };
+use anabranch_common::token::PagePermission;
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use anabranch_common::wire::message::{
@@ -416,6 +417,20 @@ pub(crate) fn registry_requests() -> Vec<RegistryRequest> {
         },
         RegistryRequest::TokenList,
         RegistryRequest::TokenRevoke { id: "aabbccdd".into() },
+        RegistryRequest::PageTokenCreate {
+            name: Some("anna".into()),
+            ttl_ms: 3_600_000,
+            permission: PagePermission::Operate,
+            secret_digest: [0xBB; 32],
+        },
+        RegistryRequest::PageTokenCreate {
+            name: None,
+            ttl_ms: 1_000,
+            permission: PagePermission::View,
+            secret_digest: [0xCC; 32],
+        },
+        RegistryRequest::PageTokenList,
+        RegistryRequest::PageTokenRevoke { id: "bbaaccdd".into() },
     ]
 }
 

@@ -15,6 +15,7 @@ mod control;
 mod doctor;
 mod init;
 mod output;
+mod page;
 mod reach;
 mod run;
 mod runs;
@@ -26,7 +27,7 @@ mod token;
 use anabranch_io::logging::LogFormat;
 use clap::CommandFactory as _;
 
-use crate::cli::{Cli, Verb};
+use crate::cli::{Cli, PageVerb, Verb};
 pub(crate) use output::{bytes, count, date, span};
 pub(crate) use status::table::{head as status_lines, heard};
 pub(crate) use stopped::{mismatch_fail, recovery_fail};
@@ -43,6 +44,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Init(args) => init::init(&args),
         Verb::Run(args) => run::run(&args, &log),
         Verb::Token(verb) => token::token(verb),
+        Verb::Page(PageVerb::Token(verb)) => page::token(verb),
         Verb::Agents(verb) => agents::agents(verb),
         Verb::Status(args) => status::status(&args),
         Verb::Runs(verb) => runs::runs(verb),

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anabranch_common::limits;
 use anabranch_io::exit::{ExitCode, Fail};
-use anabranch_io::web::{Bounds, Server, WebError};
+use anabranch_io::tls;
+use anabranch_io::web::{Bounds, Hosts, Server, WebError};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -17,16 +18,17 @@ use crate::config::Config;
 use crate::host::{Health, Host};
 use crate::identity::Identity;
 use crate::node::JobError;
+use crate::registry::page_tokens::PageGrants;
 use crate::tensorboard;
 use crate::transport::Shared;
-use crate::web::{Certificate, Events, Names, Snapshot, router, serve_page};
+use crate::web::{Certificate, Events, ServedPage, Snapshot, Viewing, router, serve_page};
 
 /// How a process can be watched.
 #[derive(Debug, Clone, Default)]
 pub struct WatchOptions {
     /// Where figures and health are served over HTTP, if anywhere.
     pub metrics: Option<SocketAddr>,
-    /// Where the operator's page is served over HTTP, if anywhere: an address of the loopback interface.
+    /// Where the operator's page is served, if anywhere: over HTTP at an address of the loopback interface, else over HTTPS.
     pub page: Option<SocketAddr>,
     /// Where TensorBoard's files are written, if anywhere.
     pub tensorboard: Option<PathBuf>,
@@ -36,6 +38,8 @@ pub struct WatchOptions {
 #[derive(Debug)]
 pub(super) struct Publisher {
     out: watch::Sender<Arc<Snapshot>>,
+    /// What page tokens let their owners do.
+    grants: watch::Sender<Arc<PageGrants>>,
     shared: Arc<Shared>,
     /// When the next one is due.
     due: Instant,
@@ -51,12 +55,12 @@ impl Publisher {
     /// folder. Until the first snapshot, the process is seen to be starting. Call inside a tokio runtime.
     ///
     /// # Errors
-    /// The port is taken, or the address is not this machine's.
+    /// The port is taken, the address is not this machine's, or the certificate cannot be used.
     pub(super) fn start(
         WatchOptions { metrics, page, tensorboard }: WatchOptions,
         config: &Config,
         identity: &Identity,
-        shared: Arc<Shared>,
+        (shared, grants): (Arc<Shared>, Arc<PageGrants>),
     ) -> Result<Option<Self>, Fail> {
         if metrics.is_none() && page.is_none() && tensorboard.is_none() {
             return Ok(None);
@@ -64,6 +68,7 @@ impl Publisher {
         let certificates = identity.expiries().map(|(name, expires_at_s)| Certificate { name, expires_at_s });
         let (out, snapshots) = watch::channel(Arc::new(Snapshot::starting(certificates.into())));
         let events = Arc::new(Events::default());
+        let grants = watch::Sender::new(grants);
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&events).sum_up());
         if let Some(address) = metrics {
@@ -73,22 +78,34 @@ impl Publisher {
                 tracing::warn!(%address, "the figures are not encrypted: any client that reaches this address reads them");
             }
             tracing::info!(%address, "serving metrics");
-            tasks.spawn(server.serve(router(snapshots.clone(), Arc::clone(&events))));
+            let hosts = Hosts::new(address, config.server.names.iter().cloned());
+            tasks.spawn(server.serve(router(snapshots.clone(), Arc::clone(&events), hosts)));
         }
         if let Some(address) = page {
-            let server = Server::bind(address, Bounds::default()).map_err(page_fail)?;
-            let address = server.address();
-            tracing::info!("the page is at http://{address}/");
-            let names = Names::new(address, config.server.names.iter().cloned());
-            tasks.spawn(serve_page(server, names, snapshots.clone()));
+            let (server, viewing) = page_server(address, identity)?;
+            let hosts = Hosts::new(server.address(), config.server.names.iter().cloned());
+            let (snapshots, grants) = (snapshots.clone(), grants.subscribe());
+            let page = ServedPage { hosts, viewing, snapshots, grants, shared: Arc::clone(&shared) };
+            tasks.spawn(serve_page(server, page));
         }
         let curves = tensorboard.map(|folder| tokio::spawn(tensorboard::write(folder, snapshots)));
-        Ok(Some(Self { out, shared, due: clock::monotonic(), events, _tasks: tasks, curves }))
+        Ok(Some(Self { out, grants, shared, due: clock::monotonic(), events, _tasks: tasks, curves }))
     }
 
     /// Where what happens is noted.
     pub(super) fn events(&self) -> Arc<Events> {
         Arc::clone(&self.events)
+    }
+
+    /// Publishes what page tokens let their owners do, where that has changed.
+    fn grant(&self, grants: &Arc<PageGrants>) {
+        self.grants.send_if_modified(|published| {
+            let has_changed = !Arc::ptr_eq(published, grants);
+            if has_changed {
+                published.clone_from(grants);
+            }
+            has_changed
+        });
     }
 
     /// Publishes what the process does and knows now.
@@ -138,6 +155,22 @@ pub(super) async fn due(publisher: Option<&Publisher>) {
     }
 }
 
+/// Listens for clients of the page: over TLS, and for owners of tokens alone, where other machines reach the address.
+fn page_server(address: SocketAddr, identity: &Identity) -> Result<(Server, Viewing), Fail> {
+    let bounds = Bounds { answer: Duration::from_millis(limits::JOURNAL_REQUEST_MS), ..Bounds::default() };
+    let server = Server::bind(address, bounds).map_err(page_fail)?;
+    let address = server.address();
+    if address.ip().is_loopback() {
+        tracing::info!("the page is at http://{address}/");
+        return Ok((server, Viewing::Open));
+    }
+    let own = identity.server();
+    let tls = tls::web_server(identity.ca_der(), &own.certificate_der, &own.key_der)
+        .map_err(|error| Fail::new(ExitCode::Config, format!("the page cannot be served over TLS: {error}")))?;
+    tracing::info!("the page is at https://{address}/, for owners of tokens");
+    Ok((server.with_tls(tls), Viewing::WithToken))
+}
+
 fn page_fail(WebError { address, source }: WebError) -> Fail {
     let help = "give --page a port that is free";
     Fail::new(ExitCode::Address, format!("the page cannot be served at {address}: {source}")).help(help)
@@ -153,6 +186,13 @@ impl Driver {
     pub(super) fn publish(&mut self) {
         if let Some(publisher) = &mut self.publisher {
             publisher.publish(&self.host);
+        }
+    }
+
+    /// Publishes what page tokens let their owners do, if anybody watches: before any answer that follows from it.
+    pub(super) fn publish_grants(&self) {
+        if let Some(publisher) = &self.publisher {
+            publisher.grant(self.host.registry().page_grants());
         }
     }
 

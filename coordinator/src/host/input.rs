@@ -82,6 +82,11 @@ pub enum Input {
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
     },
+    /// A request of the operator's page came with a good token.
+    PageTokenUsed {
+        /// The token's id.
+        id: String,
+    },
     /// An operator asks for something.
     Operator {
         /// Where the answer goes.

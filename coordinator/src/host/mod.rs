@@ -265,6 +265,7 @@ impl Host {
                 }
                 Err(None) => self.out.push(Output::DeferJoin { request }),
             },
+            Input::PageTokenUsed { id } => self.tell_registry(now, registry::Event::PageTokenUsed { id }),
             Input::Operator { request, operation } => self.operate(now, request, operation),
             Input::Runs(done) => self.runs_done(now, done),
             Input::Searches(done) => self.searches_done(now, done),

@@ -7,6 +7,9 @@
 //!  Renew ────────► pay ─────────────────────────────────► Sign
 //!  TokenCreate,
 //!  TokenRevoke ──► change ───────────► Save ─► Saved ─► Reply
+//!  PageTokenCreate,
+//!  PageTokenRevoke ► change ────────► Save ─► Saved ─► Reply, and what is granted to requests of the page
+//!  PageTokenUsed ──► note ──────────► Save                            at most one at a time is being saved
 //!  AgentRevoke ──► mark ─────────────► Save ─► Saved ─► Revoke        every run is told, then the operator
 //! ```
 //! While the disk stalls, `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` requests of operators wait;
@@ -20,8 +23,10 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `roster`, `tokens` | members and tokens, and the items that they are saved as |
+//! | `page_tokens` | tokens of the operator's page, and what they grant |
 //! | `save`, `sign` | the jobs: items become durable, certificates are issued |
 
+pub mod page_tokens;
 pub mod roster;
 pub mod save;
 mod sign;
@@ -30,6 +35,7 @@ mod tests;
 pub mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::limits;
@@ -37,6 +43,7 @@ use anabranch_common::status::AgentStatus;
 use anabranch_common::wire::message::{JoinRefusal, Rejection};
 use anabranch_common::wire::operator::{OperatorResponse, RegistryRequest};
 
+use page_tokens::{NewPageToken, PageGrants};
 use roster::Roster;
 use save::SaveJob;
 use sign::Purpose;
@@ -82,6 +89,11 @@ pub enum Event {
     },
     /// A join whose certificate was ordered is answered.
     JoinAnswered,
+    /// A page token was used.
+    PageTokenUsed {
+        /// Its id.
+        id: String,
+    },
     /// Items are durable.
     Saved {
         /// The ticket of their job.
@@ -146,6 +158,12 @@ pub struct Registry {
     /// What follows once the items of a ticket are durable.
     saving: BTreeMap<u64, Command>,
     next_ticket: u64,
+    /// Changes of page tokens that are being saved.
+    granting: BTreeSet<u64>,
+    /// What page tokens let their owners do, by what is durable.
+    grants: Arc<PageGrants>,
+    /// The uses of page tokens that are being saved.
+    noting: Option<u64>,
     /// Joins that are being saved or signed, and refusals that wait for what they rest on.
     joins_waiting: usize,
     /// New members whose items are being saved.
@@ -160,7 +178,8 @@ impl Registry {
     /// A registry with what was saved.
     #[must_use]
     pub fn new(roster: Roster) -> Self {
-        Self { roster, ..Self::default() }
+        let grants = Arc::new(roster.page_tokens().grants());
+        Self { roster, grants, ..Self::default() }
     }
 
     /// Handles one event. `now` never goes back in its monotonic part.
@@ -189,7 +208,12 @@ impl Registry {
             }
             Event::Renew { peer, agent, csr_der } => self.renew(now, peer, agent, csr_der),
             Event::Operator { request, operation } => Some(self.operate(now, request, operation)),
+            Event::PageTokenUsed { id } => self.page_token_used(now, &id),
             Event::Saved { ticket } => {
+                if self.granting.remove(&ticket) {
+                    self.grants = Arc::new(self.roster.page_tokens().grants());
+                }
+                self.noting.take_if(|noting| *noting == ticket);
                 let next = self.saving.remove(&ticket);
                 match &next {
                     Some(Command::Revoke { agent, .. }) => _ = self.revoking.remove(agent),
@@ -235,6 +259,12 @@ impl Registry {
     #[must_use]
     pub fn runs_of(&self, secret: &[u8; 32]) -> Option<&BTreeSet<RunId>> {
         self.roster.tokens().of_secret(secret).map(|token| &token.runs).filter(|runs| !runs.is_empty())
+    }
+
+    /// Returns what page tokens let their owners do. Another value follows a change once it is durable.
+    #[must_use]
+    pub fn page_grants(&self) -> &Arc<PageGrants> {
+        &self.grants
     }
 
     /// Returns how many joins are not answered yet.
@@ -297,7 +327,7 @@ impl Registry {
     }
 
     fn operate(&mut self, now: Now, request: RequestId, operation: RegistryRequest) -> Command {
-        if !matches!(operation, RegistryRequest::TokenList)
+        if !matches!(operation, RegistryRequest::TokenList | RegistryRequest::PageTokenList)
             && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING
         {
             let text = "the disk is slow: too many changes are being saved already; try again later";
@@ -323,6 +353,20 @@ impl Registry {
             }
             RegistryRequest::TokenRevoke { id } => {
                 OperatorResponse::NotFound(format!("no token {id}; see `token list`"))
+            }
+            RegistryRequest::PageTokenList => status::json(&self.roster.page_tokens().list()),
+            RegistryRequest::PageTokenCreate { name, ttl_ms, permission, secret_digest } => {
+                let new = NewPageToken { secret_digest, name, permission, ttl_ms };
+                match self.roster.create_page_token(new, now.unix_ms) {
+                    Ok(id) => return self.save_grants(request, done(id)),
+                    Err(why) => OperatorResponse::Failed(why.to_string()),
+                }
+            }
+            RegistryRequest::PageTokenRevoke { id } if self.roster.revoke_page_token(&id) => {
+                return self.save_grants(request, done(format!("revoked page token {id}")));
+            }
+            RegistryRequest::PageTokenRevoke { id } => {
+                OperatorResponse::NotFound(format!("no page token {id}; see `page token list`"))
             }
             RegistryRequest::AgentRevoke { agent } => match self.roster.find(&agent) {
                 Ok(agent) => return self.revoke(request, agent),
@@ -359,12 +403,37 @@ impl Registry {
         self.save(Command::Reply { request, response }, does_not_fit(request))
     }
 
+    /// Saves changed page tokens; what they grant follows once they are durable.
+    fn save_grants(&mut self, request: RequestId, response: OperatorResponse) -> Command {
+        let command = self.save_and_reply(request, response);
+        if let Command::Save(job) = &command {
+            self.granting.insert(job.ticket);
+        }
+        command
+    }
+
+    /// Notes a use of a page token. One that comes while another one is being saved is saved with the next change.
+    fn page_token_used(&mut self, now: Now, id: &str) -> Option<Command> {
+        if !self.roster.use_page_token(id, now.unix_ms) || self.noting.is_some() {
+            return None;
+        }
+        let items = self.roster.take_changes().ok()?;
+        let ticket = self.ticket();
+        self.noting = Some(ticket);
+        Some(Command::Save(SaveJob { ticket, items }))
+    }
+
+    fn ticket(&mut self) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        ticket
+    }
+
     /// Saves the tokens and members that have changed; `next` follows once they are durable. Returns `failed` instead
     /// when one does not fit an item.
     fn save(&mut self, next: Command, failed: Command) -> Command {
         let Ok(items) = self.roster.take_changes() else { return failed };
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
+        let ticket = self.ticket();
         self.saving.insert(ticket, next);
         Command::Save(SaveJob { ticket, items })
     }

@@ -1,4 +1,4 @@
-//! Who may take part: tokens and members, as items of the catalogue. What an agent means for merging is journalled by
+//! Who may take part: tokens and members, and tokens of the page, as items of the catalogue. What an agent means for merging is journalled by
 //! the runs that it takes part in.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,12 +9,15 @@ use anabranch_common::schema::{self, SchemaError};
 use anabranch_common::status::TokenStatus;
 use anabranch_common::wire::message::JoinRefusal;
 
+use super::page_tokens::{NewPageToken, PageTokenBook, PageTokenError, PageTokenRecord};
 use super::tokens::{NewToken, Redeemed, TokenBook, TokenError, TokenRecord};
 
 /// What catalogue keys of members begin with; the identity follows.
 pub const MEMBER_KEYS: &str = "member/";
 /// What catalogue keys of tokens begin with; the token's id follows.
 pub const TOKEN_KEYS: &str = "token/";
+/// What catalogue keys of page tokens begin with; the token's id follows.
+pub const PAGE_TOKEN_KEYS: &str = "page-token/";
 
 /// One enrolled agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,19 +56,22 @@ impl Member {
 /// An item of the catalogue that is to be saved; without a value it is to be deleted.
 pub type ItemChange = (String, Option<Vec<u8>>);
 
-/// Tokens and members. Each is an item of its own, so that a join rewrites one small item.
+/// Tokens, members and page tokens. Each is an item of its own, so that a join rewrites one small item.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Roster {
     tokens: TokenBook,
     members: BTreeMap<AgentId, Member>,
+    page_tokens: PageTokenBook,
     /// What has changed since [`take_changes`](Self::take_changes).
     changed_members: BTreeSet<AgentId>,
     changed_tokens: BTreeSet<String>,
+    changed_page_tokens: BTreeSet<String>,
 }
 
 anabranch_common::layout! {
     struct Member { name, revoked, joined_at_ms, tokens, runs }
     struct SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked, runs }
+    struct PageTokenRecord { secret_digest, name, permission, created_ms, expires_ms, used_ms, revoked }
 }
 
 /// A token, as it is saved.
@@ -99,13 +105,15 @@ impl Roster {
             let used_by = BTreeMap::new();
             let token = TokenRecord { secret_digest, name, created_ms, expires_ms, uses, revoked, runs, used_by };
             self.tokens.restore(token);
+        } else if key.starts_with(PAGE_TOKEN_KEYS) {
+            self.page_tokens.restore(schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?);
         } else {
             return Err(malformed());
         }
         Ok(())
     }
 
-    /// The items of the tokens and members that have changed since the last call.
+    /// The items of the tokens, members and page tokens that have changed since the last call.
     ///
     /// # Errors
     /// An item is longer than it may be.
@@ -131,7 +139,46 @@ impl Roster {
             let value = schema::encode_numbered(&saved, limits::ROSTER_ITEM_BYTES)?;
             items.push((format!("{MEMBER_KEYS}{agent}"), Some(value)));
         }
+        for id in std::mem::take(&mut self.changed_page_tokens) {
+            let token = self.page_tokens.get(&id);
+            let value = token.map(|token| schema::encode_numbered(token, limits::ROSTER_ITEM_BYTES)).transpose()?;
+            items.push((format!("{PAGE_TOKEN_KEYS}{id}"), value));
+        }
         Ok(items)
+    }
+
+    /// The page tokens.
+    #[must_use]
+    pub fn page_tokens(&self) -> &PageTokenBook {
+        &self.page_tokens
+    }
+
+    /// Makes a page token. Returns its id.
+    ///
+    /// # Errors
+    /// See [`PageTokenError`].
+    pub fn create_page_token(&mut self, new: NewPageToken, now_ms: u64) -> Result<String, PageTokenError> {
+        let (id, gone) = self.page_tokens.create(new, now_ms)?;
+        self.changed_page_tokens.extend(gone.into_iter().chain([id.clone()]));
+        Ok(id)
+    }
+
+    /// Revokes a page token. Returns whether there is one.
+    pub fn revoke_page_token(&mut self, id: &str) -> bool {
+        let known = self.page_tokens.revoke(id);
+        if known {
+            self.changed_page_tokens.insert(id.to_owned());
+        }
+        known
+    }
+
+    /// Notes a use of a page token. Returns whether it is worth saving.
+    pub fn use_page_token(&mut self, id: &str, now_ms: u64) -> bool {
+        let is_worth_saving = self.page_tokens.used(id, now_ms);
+        if is_worth_saving {
+            self.changed_page_tokens.insert(id.to_owned());
+        }
+        is_worth_saving
     }
 
     /// The join tokens.
@@ -229,6 +276,8 @@ impl Roster {
 
 #[cfg(test)]
 mod tests {
+    use anabranch_common::token::PagePermission;
+
     use super::*;
 
     const SECRET: [u8; 32] = [9; 32];
@@ -305,6 +354,34 @@ mod tests {
         assert_eq!(restored, roster);
         assert_eq!(restored.join(&SECRET, agent(3), 2), Ok("ward-4".to_owned()), "uses are counted");
         assert!(restored.restore("member/x", &[]).is_err() && restored.restore("other", &[]).is_err());
+    }
+
+    #[test]
+    fn page_tokens_are_items_of_their_own() {
+        let mut roster = Roster::default();
+        let new = |number: u64, ttl_ms| NewPageToken {
+            secret_digest: Digest::of(&number.to_le_bytes()).0,
+            name: None,
+            permission: PagePermission::Operate,
+            ttl_ms,
+        };
+        let first = roster.create_page_token(new(0, 1_000), 0).expect("valid");
+        assert!(roster.use_page_token(&first, 5) && !roster.use_page_token(&first, 6));
+        assert!(roster.revoke_page_token(&first) && !roster.revoke_page_token("00000000"));
+        let items = roster.take_changes().expect("short");
+        let [(key, Some(value))] = &items[..] else { panic!("{items:?}") };
+        assert_eq!(*key, format!("page-token/{first}"));
+        let mut restored = Roster::default();
+        restored.restore(key, value).expect("as saved");
+        assert_eq!(restored, roster);
+        for number in 1..limits::PAGE_TOKENS as u64 {
+            roster.create_page_token(new(number, 60_000), 1).expect("there is room");
+        }
+        drop(keys(&mut roster));
+        let last = roster.create_page_token(new(5_000, 60_000), 2_000).expect("the first one is over");
+        let mut expected = [(format!("page-token/{last}"), true), (format!("page-token/{first}"), false)];
+        expected.sort();
+        assert_eq!(keys(&mut roster), expected);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the registry does with events, as exact commands.
 
 use anabranch_common::ids::Digest;
+use anabranch_common::token::PagePermission;
 
 use super::*;
 use crate::store::Store as _;
@@ -240,4 +241,45 @@ fn jobs_are_saved_in_order_with_one_sync() {
     assert!(waiting.is_empty());
     assert_eq!(save::save(store.catalogue(), group).expect("memory"), [0, 1]);
     assert_eq!(store.catalogue().list(roster::MEMBER_KEYS).expect("memory").len(), 2);
+}
+
+#[test]
+fn page_tokens_grant_what_is_durable_and_uses_are_saved_one_at_a_time() {
+    let (mut registry, secret) = (registry(), [5; 32]);
+    let create = |secret: &[u8; 32]| RegistryRequest::PageTokenCreate {
+        name: Some("anna".into()),
+        ttl_ms: 60_000,
+        permission: PagePermission::Operate,
+        secret_digest: Digest::of(secret).0,
+    };
+    let Some(Command::Save(job)) = registry.handle(NOW, operator(create(&secret))) else { panic!("expected items") };
+    assert_eq!(registry.page_grants().of_secret(&secret, NOW.unix_ms), None, "a crash may undo it");
+    let made = registry.handle(NOW, Event::Saved { ticket: job.ticket });
+    let Some(Command::Reply { response: OperatorResponse::Done(id), .. }) = made else { panic!("{made:?}") };
+    let granted = registry.page_grants().of_secret(&secret, NOW.unix_ms).expect("good").clone();
+    assert_eq!((&granted.id, granted.permission), (&id, PagePermission::Operate));
+    saved(&mut registry, operator(create(&[6; 32])));
+    let other = registry.page_grants().of_secret(&[6; 32], NOW.unix_ms).expect("good").id.clone();
+
+    let Some(Command::Save(job)) = registry.handle(NOW, Event::PageTokenUsed { id: id.clone() }) else {
+        panic!("expected items")
+    };
+    assert_eq!(job.items.len(), 1);
+    assert_eq!(registry.handle(NOW, Event::PageTokenUsed { id: id.clone() }), None, "it was noted");
+    assert_eq!(registry.handle(NOW, Event::PageTokenUsed { id: other }), None, "the disk has not taken the last one");
+    assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), None);
+    let listed = registry.handle(NOW, operator(RegistryRequest::PageTokenList));
+    let Some(Command::Reply { response: OperatorResponse::Json(text), .. }) = listed else { panic!("{listed:?}") };
+    assert_eq!(text.matches("\"last_used_at_ms\":1000").count(), 2, "{text}");
+
+    let revoke = RegistryRequest::PageTokenRevoke { id: id.clone() };
+    let Some(Command::Save(job)) = registry.handle(NOW, operator(revoke)) else { panic!("expected items") };
+    assert_eq!(job.items.len(), 2, "with the use that waited");
+    assert!(registry.page_grants().has(&id, NOW.unix_ms), "a crash may undo it");
+    let response = OperatorResponse::Done(format!("revoked page token {id}"));
+    let told = registry.handle(NOW, Event::Saved { ticket: job.ticket });
+    assert_eq!(told, Some(Command::Reply { request: REQUEST, response }));
+    assert!(!registry.page_grants().has(&id, NOW.unix_ms));
+    let unknown = registry.handle(NOW, operator(RegistryRequest::PageTokenRevoke { id: "x".into() }));
+    assert!(matches!(&unknown, Some(Command::Reply { response: OperatorResponse::NotFound(_), .. })), "{unknown:?}");
 }

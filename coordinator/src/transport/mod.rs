@@ -41,6 +41,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use handshakes::{Connections, Handshakes, Place};
+pub(crate) use operator::{operate, read_store};
 pub use peer::PeerOp;
 pub use spool::Spool;
 
@@ -246,7 +247,7 @@ impl Shared {
     }
 
     /// Tells the loop. When the loop has ended there is nobody to tell, and the connection is about to be closed.
-    async fn tell(&self, input: Input) {
+    pub(crate) async fn tell(&self, input: Input) {
         if self.inputs.send(input).await.is_err() {
             tracing::trace!("the loop has ended");
         }

@@ -1,4 +1,4 @@
-//! Operators: one request a stream, as many streams as the connection lives.
+//! Operators: one request a stream, as many streams as the connection lives; and requests of the operator's page.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -66,6 +66,18 @@ async fn request(mut send: SendStream, mut recv: RecvStream, version: u16, share
     Ok(())
 }
 
+/// Answers a request of the operator's page. The process stays until what comes with the answer is dropped.
+///
+/// # Errors
+/// The loop gives no answer.
+pub(crate) async fn operate(
+    shared: &Arc<Shared>,
+    operation: OperatorRequest,
+) -> anyhow::Result<(OperatorResponse, Option<OwnedRwLockReadGuard<()>>)> {
+    let Answered { response, last, .. } = answer(operation, shared).await?;
+    Ok((response, last))
+}
+
 /// An answer, and what keeps the process until it is delivered: the loop may end with what was asked for.
 struct Answered {
     response: OperatorResponse,
@@ -81,10 +93,10 @@ impl From<Answer> for Answered {
 
 async fn answer(operation: OperatorRequest, shared: &Arc<Shared>) -> anyhow::Result<Answered> {
     let answer = match operation {
-        OperatorRequest::Run { run, request: RunRequest::CheckpointList } => from_store(shared, run, list).await?,
-        OperatorRequest::Run { run, request: RunRequest::CheckpointVerify } => from_store(shared, run, verify).await?,
+        OperatorRequest::Run { run, request: RunRequest::CheckpointList } => from_store(shared, run, list).await,
+        OperatorRequest::Run { run, request: RunRequest::CheckpointVerify } => from_store(shared, run, verify).await,
         OperatorRequest::Run { run, request: RunRequest::CheckpointExport { version } } => {
-            from_store(shared, run, move |store| export(store, version)).await?
+            from_store(shared, run, move |store| export(store, version)).await
         }
         operation => {
             let deadline = if is_slow(&operation, shared) { SLOW } else { REQUEST };
@@ -124,13 +136,22 @@ async fn from_store(
     shared: &Arc<Shared>,
     run: Option<String>,
     read: impl FnOnce(&dyn Store) -> Result<Answer, recovery::RecoveryError> + Send + 'static,
-) -> anyhow::Result<Answer> {
-    let store = match store_of(shared, run.as_deref()) {
-        Ok(store) => store,
-        Err(response) => return Ok((response, None)),
-    };
-    let answer = tokio::task::spawn_blocking(move || read(store.as_ref())).await?;
-    Ok(answer.unwrap_or_else(|error| (refusal(&error), None)))
+) -> Answer {
+    read_store(shared, run, read).await.unwrap_or_else(|response| (response, None))
+}
+
+/// Reads the store of a run beside the loop.
+///
+/// # Errors
+/// There is no such run, or what is wanted cannot be read; as it is answered.
+pub(crate) async fn read_store<T: Send + 'static>(
+    shared: &Shared,
+    run: Option<String>,
+    read: impl FnOnce(&dyn Store) -> Result<T, recovery::RecoveryError> + Send + 'static,
+) -> Result<T, OperatorResponse> {
+    let store = store_of(shared, run.as_deref())?;
+    let done = tokio::task::spawn_blocking(move || read(store.as_ref())).await;
+    done.map_err(|error| OperatorResponse::Failed(error.to_string()))?.map_err(|error| refusal(&error))
 }
 
 fn store_of(shared: &Shared, wanted: Option<&str>) -> Result<Arc<dyn Store>, OperatorResponse> {

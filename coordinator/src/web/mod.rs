@@ -29,7 +29,6 @@ pub use events::Events;
 pub(crate) use events::RunEvents;
 pub use figures::names;
 pub use names::{Kind, Name};
-pub(crate) use page::serve as serve_page;
-pub use page::{Names, page_address};
+pub(crate) use page::{Served as ServedPage, Viewing, serve as serve_page};
 pub use routes::{Snapshots, router};
 pub use snapshot::{Certificate, Snapshot};

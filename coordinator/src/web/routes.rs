@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use anabranch_io::web::Hosts;
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{StatusCode, Uri};
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use parking_lot::Mutex;
@@ -29,15 +31,36 @@ struct Shown {
     figures: Arc<Mutex<Figures>>,
 }
 
-/// Returns what is answered: figures and health.
-pub fn router(snapshots: Snapshots, events: Arc<Events>) -> Router {
+/// Returns what is answered under these names and under every IP address: figures and health.
+pub fn router(snapshots: Snapshots, events: Arc<Events>, hosts: Hosts) -> Router {
     let shown = Shown { snapshots, figures: Arc::new(Mutex::new(Figures::new(events))) };
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/healthz/live", get(live))
         .fallback(nothing)
+        .layer(from_fn_with_state(Arc::new(hosts), known_host))
         .with_state(shown)
+}
+
+/// Refuses requests under other names: they come from a browser, on behalf of a site whose name was pointed here.
+async fn known_host(State(hosts): State<Arc<Hosts>>, request: Request, next: Next) -> Response {
+    if is_known(&hosts, request.headers()) {
+        return next.run(request).await;
+    }
+    let text = "nothing is served under this name: ask by an IP address, or put the name into server.names of run.toml and start \
+                the coordinator again\n";
+    (StatusCode::FORBIDDEN, text).into_response()
+}
+
+/// A request without a `Host` comes from no browser: some probes of health are so.
+fn is_known(hosts: &Hosts, headers: &HeaderMap) -> bool {
+    let mut named = headers.get_all(HOST).iter().map(|host| host.to_str().unwrap_or_default());
+    match (named.next(), named.next()) {
+        (None, _) => true,
+        (Some(host), None) => hosts.has_or_is_address(host),
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// Writes the figures beside the runtime's threads: those of many agents take some milliseconds.

@@ -7,7 +7,7 @@ use anabranch_common::ids::{AgentId, BranchId, RunId};
 use anabranch_common::journal::Chain;
 use anabranch_common::limits;
 use anabranch_common::status::{AgentStatus, RunStanding, RunSummary, StatusReport};
-use anabranch_io::web::{Bounds, Server};
+use anabranch_io::web::{Bounds, Hosts, Server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -28,14 +28,20 @@ fn snapshot() -> Snapshot {
 fn serve() -> (watch::Sender<Arc<Snapshot>>, String) {
     let (out, snapshots) = watch::channel(Arc::new(snapshot()));
     let server = Server::bind(([127, 0, 0, 1], 0).into(), Bounds::default()).expect("a free port");
+    let hosts = Hosts::new(server.address(), ["trainer.example.org".to_owned()]);
     let address = server.address().to_string();
-    tokio::spawn(server.serve(router(snapshots, Arc::default())));
+    tokio::spawn(server.serve(router(snapshots, Arc::default(), hosts)));
     (out, address)
 }
 
 async fn get(address: &str, path: &str) -> String {
+    ask(address, path, &format!("Host: {address}\r\n")).await
+}
+
+/// Gets a path, with these lines about the name that is asked.
+async fn ask(address: &str, path: &str, hosts: &str) -> String {
     let mut client = TcpStream::connect(address).await.expect("connected");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
     client.write_all(request.as_bytes()).await.expect("sent");
     let mut text = String::new();
     client.read_to_string(&mut text).await.expect("answered");
@@ -61,6 +67,24 @@ async fn figures_and_health_are_those_of_the_newest_snapshot() {
     assert!(get(&address, "/metrics").await.contains("\nanabranch_healthy 0\n"));
     let text = get(&address, "/nowhere").await;
     assert!(text.starts_with("HTTP/1.1 404 ") && text.contains("see /metrics and /healthz"), "{text}");
+}
+
+#[tokio::test]
+async fn figures_are_for_known_names_and_addresses() {
+    let (_out, address) = serve();
+    for path in ["/metrics", "/healthz", "/healthz/live", "/nowhere"] {
+        for host in ["evil.example", "evil.example:9464", "trainer.example.org.evil.example", "localhost\r\nHost: evil"]
+        {
+            let text = ask(&address, path, &format!("Host: {host}\r\n")).await;
+            assert!(text.starts_with("HTTP/1.1 403 ") && !text.contains("trainer.example.org"), "{host}: {text}");
+        }
+    }
+    for host in ["localhost:9464", "10.1.2.3:9464", "[fd00::7]", "Trainer.example.org"] {
+        let text = ask(&address, "/healthz", &format!("Host: {host}\r\n")).await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{host}: {text}");
+    }
+    let text = ask(&address, "/healthz", "").await;
+    assert!(!text.starts_with("HTTP/1.1 403 "), "a probe without a name: {text}");
 }
 
 /// Options of a run that is only reported of.

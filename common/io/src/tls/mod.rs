@@ -1,4 +1,4 @@
-//! TLS 1.3 over QUIC: who may talk to whom, and how a refusal is explained.
+//! TLS 1.3, over QUIC but for the page: who may talk to whom, and how a refusal is explained.
 //!
 //! ```text
 //!  server(...)         shows [server, CA]; asks for a client certificate; one that is sent must come from our CA
@@ -7,6 +7,7 @@
 //!  client_probe(...)   shows an agent's or none; trusts that CA, also with certificates that have expired   doctor
 //!  member_server(...)  shows an agent's; lets in agents of our CA only                   members of a pod
 //!  member_client(...)  shows an agent's; trusts one agent of our CA only                 members of a pod
+//!  web_server(...)     shows [server, CA]; asks for nothing: browsers, over TCP          the operator's page
 //! ```
 //! Identity comes from [`peer`], never from a payload. Revocation is the coordinator's: it looks the identity up after
 //! the handshake. Sessions are never resumed: a ticket would outlive the certificate it was issued for; and there is no
@@ -123,6 +124,27 @@ pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerCo
     Ok(config)
 }
 
+/// The server's side for browsers: HTTP/1.1 over TCP, and no certificate of the client. All arguments are DER; the key is PKCS#8.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn web_server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let chain = [cert_der, ca_der].map(|der| CertificateDer::from(der.to_vec())).to_vec();
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, key(key_der)?)?;
+    never_resume(&mut tls);
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(tls))
+}
+
+fn never_resume(tls: &mut rustls::ServerConfig) {
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    tls.send_tls13_tickets = 0;
+    tls.max_early_data_size = 0;
+}
+
 /// Gives the other end of a server's connection, which has shown its certificate, the windows and the chunk streams of a
 /// member, and so many control streams at the same time.
 pub fn trust(connection: &Connection, control_streams: u32) {
@@ -134,9 +156,7 @@ pub fn trust(connection: &Connection, control_streams: u32) {
 /// Every connection shakes hands in full and speaks `alpn`: nothing is resumed, and nothing is sent before.
 fn server_crypto(mut tls: rustls::ServerConfig, alpn: &[u8]) -> Result<ServerConfig, TlsError> {
     tls.alpn_protocols = vec![alpn.to_vec()];
-    tls.session_storage = Arc::new(NoServerSessionStorage {});
-    tls.send_tls13_tickets = 0;
-    tls.max_early_data_size = 0;
+    never_resume(&mut tls);
     Ok(ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?)))
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct TestCert {
     pub(crate) key_der: Vec<u8>,
 }
 
-pub(super) const FOREVER: (OffsetDateTime, OffsetDateTime) =
+pub(crate) const FOREVER: (OffsetDateTime, OffsetDateTime) =
     (datetime!(2020-01-01 0:00 UTC), datetime!(2120-01-01 0:00 UTC));
 
 impl TestCa {
@@ -39,7 +39,7 @@ impl TestCa {
         Self { der, issuer: Issuer::new(params, key) }
     }
 
-    pub(super) fn issue(
+    pub(crate) fn issue(
         &self,
         role: Role,
         name: &str,

@@ -1,8 +1,12 @@
-//! Both daemons' figures over HTTP/1.1, within bounds.
+//! HTTP/1.1 and HTTPS within bounds: both daemons' figures, and the coordinator's page.
 
+mod hosts;
 mod patient;
 mod server;
+mod shares;
 #[cfg(test)]
 mod tests;
 
-pub use server::{Bounds, Server, WebError, listen_address};
+pub use hosts::Hosts;
+pub use server::{Bounds, Client, Server, WebError, listen_address};
+pub use shares::network;

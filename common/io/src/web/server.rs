@@ -1,10 +1,11 @@
 //! Connections over HTTP/1.1, within bounds: how many, how long a head, and how long each part of a request takes.
 //!
-//! [`carry`] takes any stream of bytes: TLS would be a stream around the socket.
+//! [`carry`] takes any stream of bytes: TLS is a stream around the socket.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +19,13 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use super::patient::Patient;
+use super::shares::Shares;
 
 /// An address at which nothing can be served.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,8 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
 pub struct Bounds {
     /// Clients that are served at the same time.
     pub connections: usize,
+    /// Those of them that one address may be; addresses of this machine's own are not counted.
+    pub connections_per_address: usize,
     /// Bytes of a request's head.
     pub head_bytes: usize,
     /// How long a client may take for the head of its next request.
@@ -59,26 +65,45 @@ pub struct Bounds {
     pub answer: Duration,
     /// How long a client may take nothing of an answer.
     pub silence: Duration,
+    /// How long a connection takes requests. It ends after the answer that is being sent then.
+    pub life: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
         Self {
             connections: limits::WEB_CONNECTIONS,
+            connections_per_address: limits::WEB_CONNECTIONS_PER_ADDRESS,
             head_bytes: limits::WEB_HEAD_BYTES,
             head: Duration::from_millis(limits::WEB_HEAD_MS),
             answer: Duration::from_millis(limits::WEB_ANSWER_MS),
             silence: Duration::from_millis(limits::WEB_SILENCE_MS),
+            life: Duration::from_millis(limits::WEB_LIFE_MS),
         }
     }
 }
 
+/// Who sends a request: an extension of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether it speaks TLS.
+    pub is_encrypted: bool,
+}
+
 /// A socket on which clients are accepted.
-#[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     bounds: Bounds,
+    tls: Option<TlsAcceptor>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -94,7 +119,13 @@ impl Server {
             Ok((TcpListener::from_std(listener)?, address))
         };
         let (listener, address) = listen().map_err(|source| WebError { address, source })?;
-        Ok(Self { listener, address, bounds })
+        Ok(Self { listener, address, bounds, tls: None })
+    }
+
+    /// Lets clients speak TLS, and nothing else.
+    #[must_use]
+    pub fn with_tls(self, config: Arc<rustls::ServerConfig>) -> Self {
+        Self { tls: Some(config.into()), ..self }
     }
 
     /// The address, with the port that the system has chosen where none was named.
@@ -105,17 +136,22 @@ impl Server {
 
     /// Serves until it is dropped.
     pub async fn serve(self, router: Router) {
-        let Self { listener, bounds, .. } = self;
+        let Self { listener, bounds, tls, .. } = self;
         let room = Arc::new(Semaphore::new(bounds.connections));
+        let shares = Shares::new(bounds.connections_per_address);
         while let Ok(place) = Arc::clone(&room).acquire_owned().await {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    let router = router.clone();
+                Ok((stream, address)) => {
+                    let Some(share) = shares.take(address.ip()) else {
+                        tracing::debug!(%address, "an address has too many HTTP connections");
+                        continue;
+                    };
+                    let (router, tls) = (router.clone(), tls.clone());
                     tokio::spawn(async move {
-                        if let Err(error) = carry(stream, router, bounds).await {
-                            tracing::debug!(%error, "an HTTP connection ended");
+                        if let Err(error) = accept(stream, address, tls, router, bounds).await {
+                            tracing::debug!(%address, error, "an HTTP connection ended");
                         }
-                        drop(place);
+                        drop((place, share));
                     });
                 }
                 Err(error) => {
@@ -127,28 +163,55 @@ impl Server {
     }
 }
 
+/// Shakes hands with a client, and answers its requests.
+async fn accept(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    bounds: Bounds,
+) -> Result<(), String> {
+    let client = Client { address, is_encrypted: tls.is_some() };
+    let carried = match tls {
+        None => carry(stream, client, router, bounds).await,
+        Some(tls) => {
+            let greeted = timeout(bounds.head, tls.accept(stream)).await;
+            let stream = greeted.map_err(|late| late.to_string())?.map_err(|error| error.to_string())?;
+            carry(stream, client, router, bounds).await
+        }
+    };
+    carried.map_err(|error| error.to_string())
+}
+
 /// Answers the requests of one client until it goes or exceeds a bound.
-async fn carry<S>(stream: S, router: Router, bounds: Bounds) -> hyper::Result<()>
+async fn carry<S>(stream: S, client: Client, router: Router, bounds: Bounds) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let routes = TowerToHyperService::new(router);
-    let answer = service_fn(move |request: hyper::Request<Incoming>| {
+    let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(client);
         let answer = routes.call(request);
         async move {
             let late = (StatusCode::SERVICE_UNAVAILABLE, "the answer takes too long; try again later\n");
-            Ok::<Response, Infallible>(match tokio::time::timeout(bounds.answer, answer).await {
+            Ok::<Response, Infallible>(match timeout(bounds.answer, answer).await {
                 Ok(Ok(answer)) => answer,
                 Err(_) => late.into_response(),
             })
         }
     });
-    http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.head)
         .max_buf_size(bounds.head_bytes)
-        .serve_connection(TokioIo::new(Patient::new(stream, bounds.silence)), answer)
-        .await
+        .serve_connection(TokioIo::new(Patient::new(stream, bounds.silence)), answer);
+    let mut connection = pin!(connection);
+    if let Ok(ended) = timeout(bounds.life, connection.as_mut()).await {
+        return ended;
+    }
+    // Others that wait for its place have their turn.
+    connection.as_mut().graceful_shutdown();
+    connection.await
 }
 
 #[cfg(test)]

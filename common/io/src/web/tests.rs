@@ -1,14 +1,19 @@
 //! The bounds of the server, over real TCP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::limits;
-use axum::Router;
 use axum::routing::get;
+use axum::{Extension, Router};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
-use super::{Bounds, Server};
+use super::{Bounds, Client, Server};
+use crate::tls;
+use crate::tls::Role;
+use crate::tls::tests::{FOREVER, TestCa};
 
 /// A server that has something to say, and where it listens.
 fn serve(bounds: Bounds) -> String {
@@ -79,4 +84,73 @@ async fn a_taken_port_is_told() {
     let address = serve(Bounds::default());
     let taken = Server::bind(address.parse().expect("an address"), Bounds::default()).expect_err("it is taken");
     assert!(taken.to_string().starts_with(&format!("figures cannot be served at {address}: ")), "{taken}");
+}
+
+#[tokio::test]
+async fn a_busy_client_gives_its_place_up_after_a_while() {
+    let address = serve(Bounds { connections: 1, life: Duration::from_millis(50), ..Bounds::default() });
+    let mut busy = TcpStream::connect(&address).await.expect("connected");
+    ask(&mut busy, "/").await;
+    answer(&mut busy).await;
+    let mut waiting = TcpStream::connect(&address).await.expect("the kernel takes it");
+    ask(&mut waiting, "/").await;
+    let kept_busy = tokio::spawn(async move {
+        let mut answers = 0;
+        // It asks again and again, and never rests.
+        loop {
+            let request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
+            if busy.write_all(request).await.is_err() || matches!(busy.read(&mut [0; 4096]).await, Ok(0) | Err(_)) {
+                return answers;
+            }
+            answers += 1;
+        }
+    });
+    assert!(answer(&mut waiting).await.starts_with("HTTP/1.1 200 OK"));
+    assert!(kept_busy.await.expect("no panic") > 0, "it was served in its time");
+}
+
+/// Who the router was told that a client is.
+fn tell_client() -> Router {
+    Router::new().route("/", get(async |Extension(client): Extension<Client>| format!("{}\n", client.is_encrypted)))
+}
+
+#[tokio::test]
+async fn over_tls_requests_are_answered_and_plain_ones_are_not() {
+    let authority = TestCa::new();
+    let own = authority.issue(Role::Server, "coordinator", &["localhost"], FOREVER);
+    let tls = tls::web_server(&authority.der, &own.der, &own.key_der).expect("they fit");
+    let bounds = Bounds { head: Duration::from_millis(200), ..Bounds::default() };
+    let server = Server::bind(([127, 0, 0, 1], 0).into(), bounds).expect("a free port");
+    let address = server.address();
+    tokio::spawn(server.with_tls(tls).serve(tell_client()));
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der.clone().into()).expect("a CA");
+    let mut config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("known")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    let connect = async |name: &'static str| {
+        let stream = TcpStream::connect(address).await.expect("connected");
+        connector.connect(name.try_into().expect("a name"), stream).await
+    };
+    let mut client = connect("localhost").await.expect("a certificate of this CA, for this name");
+    assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.expect("sent");
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.expect("closed in order");
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\ntrue\n"), "{text}");
+    assert!(connect("evil.example").await.is_err(), "it is not for other names");
+
+    for first in [&b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"[..], b""] {
+        let mut plain = TcpStream::connect(address).await.expect("connected");
+        plain.write_all(first).await.expect("sent");
+        let mut bytes = Vec::new();
+        // A client that says nothing is cut off in time.
+        let _ = plain.read_to_end(&mut bytes).await;
+        assert!(!String::from_utf8_lossy(&bytes).contains("HTTP/1.1"), "{bytes:?}");
+    }
 }

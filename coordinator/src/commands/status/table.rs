@@ -434,7 +434,16 @@ pub(super) mod tests {
         let reason = "ValueError: no GPU".to_owned();
         let problem = Some("a pod takes 2 helpers, and 1 is free".to_owned());
         let sizes = Some([3, 3]);
-        report.pods = Some(PodsStatus { computing: 1, sizes, members: 4, at_work: 3, free: 1, waiting: 1, problem });
+        report.pods = Some(PodsStatus {
+            computing: 1,
+            sizes,
+            members: 4,
+            at_work: 3,
+            free: 1,
+            waiting: 1,
+            problem,
+            pods: Vec::new(),
+        });
         report.agents[0].evaluation_problem = Some(EvaluationProblem { version: ModelVersion(7), reason, failures: 2 });
         let text = status(&report);
         for expected in [

@@ -21,6 +21,7 @@
 //! - `requests`: owners' requests that stand; `reasons`: why there is no pod, as the log names it.
 //! - `presence`: agents that come, go and are at work; `ends`: how attempts and rounds end.
 //! - `plan`: who computes what; of stages `form`: helpers and layers; of replicas `replicas`: the agents of a site.
+//! - `report`: what `status` says.
 //! - `orders`: what `Core` makes of it: leases, and messages to the members.
 
 mod ends;
@@ -32,6 +33,7 @@ mod plan;
 mod presence;
 mod reasons;
 mod replicas;
+mod report;
 mod requests;
 mod round;
 
@@ -41,7 +43,6 @@ use anabranch_common::ids::{AgentId, LeaseId};
 use anabranch_common::journal::{Lease, LeaseEnd};
 use anabranch_common::pod::{PodMark, PodPeer, PodRound};
 use anabranch_common::spec::RunSpec;
-use anabranch_common::status::PodsStatus;
 
 use super::state::RunState;
 use form::{Candidate, Formed, NoPod};
@@ -230,23 +231,6 @@ impl Pods {
     pub(super) fn take_problem(&mut self, now_ms: u64) -> Option<String> {
         let why = self.why_none().cloned();
         self.reasons.news(why, now_ms)
-    }
-
-    /// What `status` says, where the run has pods.
-    pub(super) fn status(&self) -> Option<PodsStatus> {
-        self.plan.as_ref()?;
-        let count = |is: &dyn Fn(&Member) -> bool| self.members.values().filter(|member| is(member)).count() as u64;
-        let sizes = || self.rounds.values().filter_map(Round::size);
-        Some(PodsStatus {
-            sizes: sizes().min().zip(sizes().max()).map(|(least, most)| [least, most]),
-            computing: self.rounds.values().filter(|round| round.current().is_some()).count() as u64,
-            members: count(&|member| member.is_connected()),
-            at_work: count(&|member| member.at_work.is_some()),
-            free: count(&|member| member.is_connected() && member.at_work.is_none()),
-            waiting: (self.requests.len() + self.rounds.values().filter(|round| round.stage == Stage::Broken).count())
-                as u64,
-            problem: self.why_none().map(ToString::to_string),
-        })
     }
 
     /// Whether there is nothing to look after.

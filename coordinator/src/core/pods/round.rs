@@ -18,7 +18,7 @@ pub(super) struct Round {
     /// ... and who was a member of the attempt before, likewise.
     members_before: Vec<AgentId>,
     /// Who computes which part of the model in it, likewise.
-    parts: Vec<AgentId>,
+    parts: Vec<PodPart>,
     /// Why there is no other attempt yet.
     pub(super) problem: Option<NoPod>,
     /// Whether a helper misses the owner: its own word or its absence decides what follows.
@@ -105,8 +105,13 @@ impl Round {
 
     /// Returns who has computed a part of the model in an attempt, if this process began it and no other one since.
     pub(super) fn helper(&self, attempt: u32, part: u32) -> Option<AgentId> {
-        let agent = self.parts.get(part as usize).filter(|_| attempt == self.newest)?;
-        Some(*agent).filter(|agent| *agent != self.owner)
+        let part = self.parts.get(part as usize).filter(|_| attempt == self.newest)?;
+        Some(part.agent).filter(|agent| *agent != self.owner)
+    }
+
+    /// Returns the parts of the newest attempt, if this process began it.
+    pub(super) fn parts(&self) -> &[PodPart] {
+        &self.parts
     }
 
     /// Its owner says that it is at work on this attempt. That counts where this process has begun none.
@@ -122,7 +127,7 @@ impl Round {
         (self.stage, self.begun_ms, self.problem) = (Stage::AtWork(attempt), now_ms, None);
         self.members_before = std::mem::replace(&mut self.members, members);
         (self.awaits_owner, self.is_void) = (false, false);
-        self.parts = parts.iter().map(|part| part.agent).collect();
+        self.parts = parts.to_vec();
     }
 
     /// A member says that it could not compute its part of an attempt, the newest one or the one before. Returns how many attempts

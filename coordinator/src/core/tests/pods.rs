@@ -19,6 +19,7 @@ use anabranch_common::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, Pod
 use anabranch_common::spec::{
     Activations, Labels, ModelKind, ModelSpec, PodSpec, RunSpec, ScheduleKind, StageCount, StagesSpec,
 };
+use anabranch_common::status::{PodMemberState, PodPartStatus, PodState, PodStatus};
 use anabranch_common::update::Verdict;
 use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage};
 use anabranch_common::wire::operator::RunRequest;
@@ -178,6 +179,23 @@ fn an_owners_lease_comes_with_the_pod_that_computes_it() {
     assert_eq!(commands, expected);
     let status = world.status().pods.expect("the run has pods");
     assert_eq!((status.computing, status.members, status.at_work, status.free, status.problem), (1, 3, 3, 0, None));
+    let part = |n, first, end| PodPartStatus { agent: agent(n), first, end, state: PodMemberState::Computing };
+    let pod = PodStatus {
+        owner: agent(1),
+        lease: round.mark.lease,
+        attempt: 1,
+        state: PodState::Computing,
+        parts: vec![part(1, 0, 1), part(2, 1, 3), part(3, 3, 5), part(1, 5, 6)],
+        problem: None,
+    };
+    assert_eq!(status.pods, [pod]);
+    leave(&mut world, 2);
+    tick(&mut world, limits::POD_ABSENCE_MS + 1);
+    let pods = world.status().pods.expect("the run has pods").pods;
+    let states: Vec<_> = pods[0].parts.iter().map(|part| part.state).collect();
+    let idle = PodMemberState::Idle;
+    assert_eq!((pods[0].state, states), (PodState::Waiting, vec![idle, PodMemberState::Away, idle, idle]));
+    assert_eq!(pods[0].problem.as_deref(), Some("a pod takes 2 helpers, and 1 of the agents that join pods are free"));
 }
 
 #[test]

@@ -11,9 +11,11 @@ use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep;
 
+use super::access::{Grants, Viewer};
 use super::history::Pages;
 use super::routes::Texts;
 use super::state::Which;
+use crate::clock;
 
 const HEARTBEAT: Duration = Duration::from_millis(limits::PAGE_HEARTBEAT_MS);
 
@@ -26,10 +28,17 @@ pub(super) struct Live {
 }
 
 impl Live {
-    /// Begins to send the page as it is, and then each later one. A client that is slow misses some.
-    pub(super) fn start(pages: Pages, which: Which, texts: Arc<Texts>, place: OwnedSemaphorePermit) -> Self {
+    /// Begins to send the page as it is, and then each later one. A client that is slow misses some. The events end with the
+    /// token of their viewer.
+    pub(super) fn start(
+        pages: Pages,
+        which: Which,
+        texts: Arc<Texts>,
+        viewer: (Viewer, Grants),
+        place: OwnedSemaphorePermit,
+    ) -> Self {
         let (to_client, lines) = mpsc::channel(limits::PAGE_CLIENT_EVENTS);
-        tokio::spawn(feed(pages, which, texts, to_client));
+        tokio::spawn(feed(pages, which, texts, viewer, to_client));
         Self { lines, _place: place }
     }
 }
@@ -43,9 +52,18 @@ impl Body for Live {
     }
 }
 
-/// Sends until the client or the process goes.
-async fn feed(mut pages: Pages, which: Which, texts: Arc<Texts>, to_client: mpsc::Sender<Bytes>) {
+/// Sends until the client or the process goes, or the viewer's token is not good any more.
+async fn feed(
+    mut pages: Pages,
+    which: Which,
+    texts: Arc<Texts>,
+    (viewer, mut grants): (Viewer, Grants),
+    to_client: mpsc::Sender<Bytes>,
+) {
     loop {
+        if !viewer.is_good(&grants.borrow_and_update(), clock::unix_ms()) {
+            return;
+        }
         let page = Arc::clone(&pages.borrow_and_update());
         let Some(text) = texts.text(page, which.clone()).await else { return };
         if to_client.send(event(&text)).await.is_err() {
@@ -58,7 +76,15 @@ async fn feed(mut pages: Pages, which: Which, texts: Arc<Texts>, to_client: mpsc
                     Err(_) => return,
                 },
                 () = to_client.closed() => return,
+                changed = grants.changed() => {
+                    if changed.is_err() || !viewer.is_good(&grants.borrow(), clock::unix_ms()) {
+                        return;
+                    }
+                }
                 () = sleep(HEARTBEAT) => {
+                    if !viewer.is_good(&grants.borrow(), clock::unix_ms()) {
+                        return;
+                    }
                     if to_client.send(Bytes::from_static(b": the page has not changed\n\n")).await.is_err() {
                         return;
                     }

@@ -8,9 +8,11 @@
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `address` | where the page may be served, and under which names |
 //! | `guard` | what is refused before a route sees it; headers of every answer |
+//! | `access`, `wrong` | tokens: who may see and do what, and how many wrong ones are answered |
 //! | `routes` | what is answered |
+//! | `operate`, `whole` | pause, resume and stop |
+//! | `models` | checkpoints, and models as files |
 //! | `live` | server-sent events |
 //! | `history` | what only successive snapshots tell: the log of events, and rates |
 //! | `changes` | the events between two snapshots |
@@ -19,19 +21,24 @@
 //! | `run`, `agents`, `search` | one run, its agents, and one search in detail |
 //! | `assets/` | HTML, CSS and scripts |
 
-mod address;
+mod access;
 mod agents;
 mod attention;
 mod changes;
 mod guard;
 mod history;
 mod live;
+mod models;
+mod operate;
+mod pods;
 mod routes;
 mod run;
 mod search;
 mod state;
 #[cfg(test)]
 mod tests;
+mod whole;
+mod wrong;
 
-pub use address::{Names, page_address};
-pub(crate) use routes::serve;
+pub(crate) use access::Viewing;
+pub(crate) use routes::{Served, serve};

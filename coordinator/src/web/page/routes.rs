@@ -1,68 +1,136 @@
-//! What is answered: the page's files, its state, and its events.
+//! What is answered: the page's files, its state, its events, and what the owners of tokens ask for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use anabranch_common::ids::RunId;
 use anabranch_common::limits;
-use anabranch_io::web::Server;
+use anabranch_io::web::{Hosts, Server};
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::State;
+use axum::extract::{Extension, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, Uri};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use parking_lot::Mutex;
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
-use super::address::Names;
+use super::access::{Access, Grants, Viewer, Viewing, admit};
 use super::guard::guard;
 use super::history::{Page, Pages, follow};
 use super::live::Live;
 use super::state::{self, Which};
+use super::{models, operate};
+use crate::transport::Shared;
 use crate::web::Snapshots;
 
-const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json";
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
+const ANSWER: Duration = Duration::from_millis(limits::WEB_ANSWER_MS);
 
 /// The page's files: their paths, types and contents.
-const FILES: [(&str, &str, &str); 7] = [
+const FILES: [(&str, &str, &str); 11] = [
     ("/", "text/html; charset=utf-8", include_str!("assets/index.html")),
     ("/page.css", "text/css; charset=utf-8", include_str!("assets/page.css")),
     ("/page.js", SCRIPT, include_str!("assets/page.js")),
     ("/view.js", SCRIPT, include_str!("assets/view.js")),
     ("/chart.js", SCRIPT, include_str!("assets/chart.js")),
     ("/dom.js", SCRIPT, include_str!("assets/dom.js")),
+    ("/parts.js", SCRIPT, include_str!("assets/parts.js")),
+    ("/session.js", SCRIPT, include_str!("assets/session.js")),
+    ("/operate.js", SCRIPT, include_str!("assets/operate.js")),
+    ("/pods.js", SCRIPT, include_str!("assets/pods.js")),
     ("/icon.svg", "image/svg+xml", include_str!("assets/icon.svg")),
 ];
 
+/// What a page is served with.
+#[derive(Debug)]
+pub(crate) struct Served {
+    /// The names under which it is served.
+    pub(crate) hosts: Hosts,
+    /// Who sees it.
+    pub(crate) viewing: Viewing,
+    /// What is shown.
+    pub(crate) snapshots: Snapshots,
+    /// What tokens let their owners do.
+    pub(crate) grants: Grants,
+    /// Where requests of owners go.
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What every request is answered from.
 #[derive(Debug, Clone)]
-struct Shown {
+pub(super) struct Shown {
     pages: Pages,
     texts: Arc<Texts>,
     places: Arc<Semaphore>,
+    access: Arc<Access>,
+    pub(super) shared: Arc<Shared>,
+    /// Room for requests that the loop is asked.
+    pub(super) operations: Arc<Semaphore>,
+    /// Room for requests for which stores are read.
+    pub(super) store_reads: Arc<Semaphore>,
+}
+
+impl Shown {
+    /// Returns what people call a run.
+    pub(super) fn name_of(&self, run: RunId) -> String {
+        let page = self.pages.borrow();
+        let mut runs = page.snapshot.view.runs.iter().map(|view| &view.summary);
+        let found = runs.find(|summary| summary.run == Some(run));
+        found.map_or_else(|| run.to_string(), |summary| summary.name.clone())
+    }
 }
 
 /// Serves the page of what is published, until it is dropped.
-pub(crate) async fn serve(server: Server, names: Names, snapshots: Snapshots) {
+pub(crate) async fn serve(server: Server, Served { hosts, viewing, snapshots, grants, shared }: Served) {
     let (out, pages) = Page::channel(&snapshots);
-    tokio::join!(server.serve(router(pages, names)), follow(snapshots, out));
+    let access = Arc::new(Access::new(viewing, grants, Arc::clone(&shared)));
+    let shown = Shown {
+        pages,
+        texts: Arc::default(),
+        places: Arc::new(Semaphore::new(limits::PAGE_CLIENTS)),
+        access,
+        shared,
+        operations: Arc::new(Semaphore::new(limits::PAGE_OPERATIONS)),
+        store_reads: Arc::new(Semaphore::new(limits::PAGE_STORE_READS)),
+    };
+    tokio::join!(server.serve(router(shown, hosts)), follow(snapshots, out));
 }
 
 /// Returns what is answered.
-pub(super) fn router(pages: Pages, names: Names) -> Router {
-    let places = Arc::new(Semaphore::new(limits::PAGE_CLIENTS));
-    let shown = Shown { pages, texts: Arc::default(), places };
-    let routes = Router::new().route("/api/state", get(now)).route("/api/events", get(events));
+fn router(shown: Shown, hosts: Hosts) -> Router {
+    let prompt = Router::new()
+        .route("/api/state", get(now))
+        .route("/api/events", get(events))
+        .route("/api/token", get(token))
+        .route("/api/runs/{run}/{verb}", post(operate::run))
+        .route_layer(from_fn(in_time));
+    // What a journal is read for takes longer.
+    let routes = Router::new()
+        .route("/api/runs/{run}/checkpoints", get(models::list))
+        .route("/api/runs/{run}/model", get(models::download))
+        .merge(prompt)
+        .route_layer(from_fn_with_state(Arc::clone(&shown.access), admit));
     FILES
         .into_iter()
         .fold(routes, |routes, (path, kind, text)| {
             routes.route(path, get(async move || ([(CONTENT_TYPE, kind)], text)))
         })
         .fallback(nothing)
-        .layer(from_fn_with_state(Arc::new(names), guard))
+        .layer(from_fn_with_state(Arc::new(hosts), guard))
         .with_state(shown)
+}
+
+/// Answers in time, or says that it does not.
+async fn in_time(request: Request, next: Next) -> Response {
+    let late = (StatusCode::SERVICE_UNAVAILABLE, "the answer takes too long; try again later\n");
+    tokio::time::timeout(ANSWER, next.run(request)).await.unwrap_or_else(|_| late.into_response())
 }
 
 async fn now(State(Shown { pages, texts, .. }): State<Shown>, uri: Uri) -> Response {
@@ -73,19 +141,44 @@ async fn now(State(Shown { pages, texts, .. }): State<Shown>, uri: Uri) -> Respo
     }
 }
 
-async fn events(State(Shown { pages, texts, places }): State<Shown>, uri: Uri) -> Response {
-    let Ok(place) = places.try_acquire_owned() else {
+async fn events(State(shown): State<Shown>, Extension(viewer): Extension<Viewer>, uri: Uri) -> Response {
+    let Ok(place) = shown.places.try_acquire_owned() else {
         let text = format!("{} pages are open already: close one, and load this one again\n", limits::PAGE_CLIENTS);
         return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     };
-    let live = Live::start(pages, Which::of_query(uri.query()), texts, place);
+    let which = Which::of_query(uri.query());
+    let live = Live::start(shown.pages, which, shown.texts, (viewer, shown.access.grants()), place);
     ([(CONTENT_TYPE, "text/event-stream")], Body::new(live)).into_response()
+}
+
+/// What the page says of the token that it uses.
+#[derive(Debug, Serialize)]
+struct TokenInfo<'a> {
+    id: &'a str,
+    name: Option<&'a str>,
+    permission: &'static str,
+    expires_at_ms: u64,
+}
+
+async fn token(Extension(viewer): Extension<Viewer>) -> Response {
+    match viewer.with(anabranch_common::token::PagePermission::View) {
+        Ok(owner) => {
+            let (name, permission) = (owner.name.as_deref(), owner.permission.word());
+            let info = TokenInfo { id: &owner.id, name, permission, expires_at_ms: owner.expires_ms };
+            let text = serde_json::to_string(&info).expect("strings and numbers");
+            ([(CONTENT_TYPE, JSON)], text).into_response()
+        }
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn nothing(uri: Uri) -> Response {
     (StatusCode::NOT_FOUND, format!("nothing is served at {}; the page is at /\n", uri.path())).into_response()
 }
 
+pub(super) fn nothing_here() -> Response {
+    (StatusCode::NOT_FOUND, "nothing is served here; the page is at /\n").into_response()
+}
 /// The texts of the newest page.
 #[derive(Debug, Default)]
 pub(super) struct Texts {

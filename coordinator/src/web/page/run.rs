@@ -6,6 +6,7 @@ use anabranch_common::status::StatusReport;
 use serde::Serialize;
 
 use super::agents::Agents;
+use super::pods::Pods;
 use super::state::{percent, thinned};
 use crate::commands::{count, span, status_lines};
 use crate::host::RunView;
@@ -14,8 +15,12 @@ use crate::host::RunView;
 #[derive(Debug, Serialize)]
 pub(super) struct RunDetail {
     name: String,
+    /// Its id in hexadecimal, by which requests name it; none while it is being opened, or when it cannot be.
+    id: Option<String>,
     state: &'static str,
     problem: Option<String>,
+    /// Version of its newest checkpoint: when it changes, the page asks for the list.
+    checkpoint: Option<u64>,
     /// What `status` says above its tables.
     facts: Vec<(&'static str, String)>,
     /// Measurements, oldest first: at most `limits::PAGE_POINTS`.
@@ -46,18 +51,6 @@ struct Measured {
     is_partial: bool,
 }
 
-/// Agents that join pods, by what they do.
-#[derive(Debug, Serialize)]
-struct Pods {
-    computing: u64,
-    sizes: Option<[u64; 2]>,
-    at_work: u64,
-    free: u64,
-    members: u64,
-    waiting: u64,
-    problem: Option<String>,
-}
-
 impl RunDetail {
     pub(super) fn of(view: &RunView) -> Self {
         let report = view.report.as_deref();
@@ -79,8 +72,10 @@ impl RunDetail {
         });
         Self {
             name: view.summary.name.clone(),
+            id: view.summary.run.map(|run| run.to_string()),
             state: view.summary.state.word(),
             problem: view.summary.problem.clone(),
+            checkpoint: report.and_then(|report| report.checkpoint_version).map(|version| version.0),
             facts: report.map(status_lines).unwrap_or_default(),
             curve: curve.collect(),
             is_average: report.is_some_and(|report| report.served == Served::Average),
@@ -88,7 +83,7 @@ impl RunDetail {
             staleness: report.map(|report| report.staleness_histogram.clone()).unwrap_or_default(),
             refused: report.map(refused).unwrap_or_default(),
             agents: report.map(Agents::of).unwrap_or_default(),
-            pods: report.and_then(pods),
+            pods: report.and_then(Pods::of),
         }
     }
 }
@@ -100,21 +95,9 @@ fn refused(report: &StatusReport) -> Vec<(String, u64)> {
     reasons
 }
 
-fn pods(report: &StatusReport) -> Option<Pods> {
-    let pods = report.pods.as_ref()?;
-    Some(Pods {
-        computing: pods.computing,
-        sizes: pods.sizes,
-        at_work: pods.at_work,
-        free: pods.free,
-        members: pods.members,
-        waiting: pods.waiting,
-        problem: pods.problem.clone(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use anabranch_common::ids::ModelVersion;
     use anabranch_common::status::PodsStatus;
 
     use super::super::tests::{agent, measured, run};
@@ -126,14 +109,16 @@ mod tests {
         let report = view.report.as_mut().expect("a report");
         report.aggregates = (0..2 * limits::PAGE_POINTS as u64).map(measured).collect();
         report.updates_refused = [("duplicate".into(), 2), ("finished".into(), 0), ("stale".into(), 7)].into();
-        report.pods = Some(PodsStatus { computing: 2, sizes: Some([2, 3]), waiting: 1, ..PodsStatus::default() });
+        report.pods = Some(PodsStatus::default());
+        report.checkpoint_version = Some(ModelVersion(40));
         let detail = RunDetail::of(&view);
         assert_eq!(detail.curve.len(), limits::PAGE_POINTS);
         let newest = 2 * limits::PAGE_POINTS as u64 - 1;
         assert_eq!(detail.curve.last().map(|point| point.1), Some(newest));
         assert_eq!((detail.measured.len(), detail.measured[0].version), (limits::PAGE_MEASURED, newest));
         assert_eq!(detail.refused, [("stale".to_owned(), 7), ("duplicate".to_owned(), 2)]);
-        assert_eq!(detail.pods.map(|pods| (pods.computing, pods.sizes, pods.waiting)), Some((2, Some([2, 3]), 1)));
+        assert!(detail.pods.is_some());
+        assert_eq!((detail.id, detail.checkpoint), (view.summary.run.map(|run| run.to_string()), Some(40)));
         assert!(detail.facts.iter().any(|(key, _)| *key == "checkpoint"), "{:?}", detail.facts);
     }
 

@@ -1,5 +1,8 @@
 //! Made-up pages for the tests of each part, and the page over real TCP.
 
+mod tokens;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_common::ids::{AgentId, ModelVersion, RunId};
@@ -7,16 +10,18 @@ use anabranch_common::journal::{Aggregate, Chain};
 use anabranch_common::limits;
 use anabranch_common::status::{AgentStatus, RunStanding, RunSummary, StatusReport, TimedAggregate};
 use anabranch_common::wire::message::RunPhase;
-use anabranch_io::web::{Bounds, Server};
+use anabranch_io::web::{Bounds, Hosts, Server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::address::Names;
+use super::access::Viewing;
 use super::history::{History, Page};
-use super::routes::serve;
+use super::routes::{Served as Serving, serve};
 use crate::core::status::{report, unseen};
 use crate::host::{Health, RunView};
+use crate::registry::page_tokens::PageGrants;
+use crate::transport::{Input, Shared};
 use crate::web::Snapshot;
 
 /// A process that serves.
@@ -80,15 +85,28 @@ pub(super) fn measured(version: u64) -> TimedAggregate {
 /// A page that is served.
 struct Served {
     snapshots: watch::Sender<Arc<Snapshot>>,
+    grants: watch::Sender<Arc<PageGrants>>,
+    /// What the loop is told.
+    inputs: mpsc::Receiver<Input>,
+    shared: Arc<Shared>,
     address: String,
 }
 
 fn served(runs: Vec<RunView>) -> Served {
+    served_to(Viewing::Open, runs)
+}
+
+fn served_to(viewing: Viewing, runs: Vec<RunView>) -> Served {
     let (out, snapshots) = watch::channel(Arc::new(snapshot_at(1_000, runs)));
+    let (granting, grants) = watch::channel(Arc::default());
+    let (to_loop, inputs) = mpsc::channel(limits::PAGE_OPERATIONS);
     let server = Server::bind(([127, 0, 0, 1], 0).into(), Bounds::default()).expect("a free port");
     let address = server.address();
-    tokio::spawn(serve(server, Names::new(address, []), snapshots));
-    Served { snapshots: out, address: address.to_string() }
+    let hosts = Hosts::new(address, ["trainer.example.org".to_owned()]);
+    let shared = Shared::new(to_loop, BTreeMap::new());
+    let serving = Serving { hosts, viewing, snapshots, grants, shared: Arc::clone(&shared) };
+    tokio::spawn(serve(server, serving));
+    Served { snapshots: out, grants: granting, inputs, shared, address: address.to_string() }
 }
 
 impl Served {
@@ -100,7 +118,12 @@ impl Served {
 
     /// Gets a path, with more lines in the head.
     async fn get(&self, path: &str, more: &str) -> String {
-        let head = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n{more}Connection: close\r\n\r\n", self.address);
+        self.ask("GET", path, more).await
+    }
+
+    /// Sends a request without a body, with more lines in the head.
+    async fn ask(&self, method: &str, path: &str, more: &str) -> String {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{more}Connection: close\r\n\r\n", self.address);
         let mut text = String::new();
         self.open(&head).await.read_to_string(&mut text).await.expect("an answer");
         text
@@ -135,6 +158,10 @@ async fn every_file_is_served_with_the_headers_that_bind_it() {
         ("/view.js", "text/javascript"),
         ("/chart.js", "text/javascript"),
         ("/dom.js", "text/javascript"),
+        ("/parts.js", "text/javascript"),
+        ("/session.js", "text/javascript"),
+        ("/operate.js", "text/javascript"),
+        ("/pods.js", "text/javascript"),
         ("/icon.svg", "image/svg+xml"),
         ("/api/state", "application/json"),
     ];
@@ -166,6 +193,7 @@ async fn other_names_and_other_sites_are_refused_everywhere() {
         let head = format!("GET {path} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
         served.open(&head).await.read_to_string(&mut text).await.expect("an answer");
         assert!(text.starts_with("HTTP/1.1 403 ") && text.contains("server.names"), "{text}");
+        assert!(!text.contains("trainer.example.org"), "strangers hear no names: {text}");
         let text = served.get(path, "Origin: https://evil.example\r\n").await;
         assert!(text.starts_with("HTTP/1.1 403 ") && !text.contains("wards"), "{text}");
     }

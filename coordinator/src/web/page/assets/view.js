@@ -2,26 +2,11 @@
 
 import { h } from "/dom.js";
 import { bars, curve, spark } from "/chart.js";
+import { clock, date, facts, link, section, state, table } from "/parts.js";
+import { pods } from "/pods.js";
 
-const link = (kind, name) => h("a", { href: `#/${kind}/${encodeURIComponent(name)}` }, name);
-const state = (word) => h("span", { class: `state ${word}` }, word);
 const percent = (share, isTick) => `${(share * 100).toFixed(isTick ? 0 : 2)} %`;
 const figure = (value, isTick) => (isTick ? String(+value.toPrecision(3)) : value.toFixed(4));
-
-function section(id, name, ...content) {
-  return h("section", { key: id, id, "aria-labelledby": `${id}-head` }, h("h2", { id: `${id}-head` }, name), content);
-}
-
-// A table; on a narrow screen each row is a card. Columns are [name, cell of a row, class].
-function table(columns, rows, key, label) {
-  return h("table", { "aria-label": label },
-    h("thead", null, h("tr", null, columns.map(([name, , kind]) => h("th", { scope: "col", class: kind }, name)))),
-    h("tbody", null, rows.map((row) => h("tr", { key: key(row) }, columns.map(([name, cell, kind], index) => {
-      const shown = cell(row), isEmpty = shown === null || shown === undefined || shown === "";
-      const props = { class: `${kind || ""}${isEmpty ? " empty" : ""}`, "data-label": name };
-      return index ? h("td", props, isEmpty ? "-" : shown) : h("th", { ...props, scope: "row" }, shown);
-    })))));
-}
 
 function attention(notes) {
   if (!notes.length) return section("attention", "Needs attention", h("p", { class: "well" }, "Nothing: everything does its work."));
@@ -65,8 +50,6 @@ function searches(data) {
     : h("p", { class: "none" }, "No search: `search start SEARCH.toml` starts one."));
 }
 
-const clock = (ms) => new Date(ms).toLocaleTimeString([], { hour12: false });
-
 function log(entries, withRun) {
   const items = entries.map((entry) => h("li", null,
     h("time", { datetime: new Date(entry.at_ms).toISOString(), title: new Date(entry.at_ms).toISOString() }, clock(entry.at_ms)),
@@ -82,17 +65,14 @@ export function overview(data) {
     h("div", { key: "columns", class: "columns" }, h("div", { class: "main" }, runs(data), searches(data)), log(data.log, true))];
 }
 
-function facts(pairs) {
-  return h("dl", { class: "facts" }, pairs.map(([name, value]) => h("div", { key: name }, h("dt", null, name), h("dd", null, value))));
-}
-
-function head(kind, name, word, problem, figures) {
+function head(kind, name, word, problem, figures, buttons) {
   return h("div", { key: "head", class: "head" },
     h("p", { class: "back" }, h("a", { href: "#/" }, "← All runs")),
     h("h2", { id: "subject", tabindex: -1 }, h("span", { class: "label" }, kind), name, " ", state(word)),
     problem && h("p", { class: "problem" }, problem),
     figures && h("dl", { class: "figures" }, figures.filter(([, value]) => value).map(([label, value]) =>
-      h("div", { key: label }, h("dt", null, label), h("dd", null, value)))));
+      h("div", { key: label }, h("dt", null, label), h("dd", null, value)))),
+    buttons);
 }
 
 const AGENTS = [
@@ -144,15 +124,45 @@ function measured(run) {
     run.measured.length ? table(columns, run.measured, (row) => row.version, "newest measurements") : h("p", { class: "none" }, "None yet."));
 }
 
-function pods(pods) {
-  const sizes = pods.sizes && (pods.sizes[0] === pods.sizes[1] ? `${pods.sizes[0]}` : `${pods.sizes[0]} to ${pods.sizes[1]}`);
-  const pairs = [["computing", pods.computing], ["members of each", sizes || "-"], ["agents at work", pods.at_work],
-    ["agents free", pods.free], ["owners that wait", pods.waiting]];
-  return section("pods", "Pods", facts(pairs.map(([name, value]) => [name, String(value)])),
-    pods.problem && h("p", { class: "problem" }, pods.problem));
+// Versions whose models are kept, and their files.
+function checkpoints(detail, { list, download }) {
+  const columns = [
+    ["version", (row) => String(row.version)],
+    ["taken", (row) => date(row.at_ms)],
+    ["size", (row) => row.size, "number"],
+    ["digest", (row) => row.digest],
+    ["model", (row) => h("button", { type: "button", "aria-label": `Download version ${row.version}`,
+      onclick: () => download(detail, row.version) }, "Download")],
+  ];
+  const rows = list && list.rows;
+  return section("checkpoints", "Checkpoints",
+    !list ? h("p", { class: "none" }, "They are being read.")
+      : list.problem ? h("p", { class: "problem" }, list.problem)
+        : rows.length ? table(columns, rows, (row) => row.version, "checkpoints")
+          : h("p", { class: "none" }, "None yet."),
+    list && list.more > 0 && h("p", { class: "none" }, `${list.more} older ones are not shown: see \`checkpoint list\`.`),
+    h("form", {
+      class: "actions", onsubmit: (event) => {
+        event.preventDefault();
+        download(detail, event.currentTarget.elements.version.value);
+      },
+    },
+    h("label", { for: "version" }, "another version"),
+    h("input", { id: "version", name: "version", type: "number", min: 0, step: 1, required: true }),
+    h("button", { type: "submit" }, "Download")));
 }
 
-export function run(data, { width, at, move }) {
+// What can be done with a run in its state. The button that pauses is the one that resumes: the focus stays.
+function actions(detail, operate) {
+  if (!detail.id || !["pending", "running", "paused"].includes(detail.state)) return null;
+  const toggle = detail.state === "paused" ? "resume" : "pause";
+  const button = (key, verb, kind) => h("button", { key, id: `${key}-run`, type: "button", class: kind,
+    onclick: () => operate(detail, verb) }, verb[0].toUpperCase() + verb.slice(1));
+  return h("p", { class: "actions", role: "group", "aria-label": `operate ${detail.name}` },
+    button("pause", toggle, ""), button("stop", "stop", "danger"));
+}
+
+export function run(data, { width, at, move, operate, kept }) {
   const detail = data.run, line = data.runs.find((line) => line.name === detail.name) || {};
   const points = (column) => detail.curve.map((point) => [point[0], point[1], point[column]]);
   const chart = (id, name, column, show) =>
@@ -160,7 +170,7 @@ export function run(data, { width, at, move }) {
   return [
     head("run", detail.name, detail.state, detail.problem, [
       ["accuracy", line.accuracy], ["loss", line.loss], ["version", line.version === null ? null : String(line.version ?? "")],
-      ["updates", line.rate], ["agents connected", line.agents]]),
+      ["updates", line.rate], ["agents connected", line.agents]], actions(detail, operate)),
     h("section", { key: "curves", class: "curves", "aria-label": "curves" },
       chart("accuracy", "Accuracy", 2, percent), chart("loss", "Loss", 3, figure)),
     agents(detail.agents),
@@ -168,6 +178,7 @@ export function run(data, { width, at, move }) {
     h("div", { key: "rest", class: "halves" }, measured(detail),
       section("words", "In the words of `status`", facts(detail.facts))),
     detail.pods && pods(detail.pods),
+    detail.id && checkpoints(detail, kept),
     log(data.log, false),
   ];
 }
@@ -183,6 +194,13 @@ export function search(data) {
     section("trials", "Trials, from best to worst", detail.trials.length
       ? table(columns, detail.trials, ([of]) => of, "trials") : h("p", { class: "none" }, "No trial has begun.")),
   ];
+}
+
+// In the place of everything, where nothing is shown without a token.
+export function locked(enter) {
+  return [section("locked", "A token is needed",
+    h("p", null, "Other machines reach this page: it shows nothing without a token of `anabranch-coordinator page token create`."),
+    h("p", { class: "actions" }, h("button", { id: "unlock", type: "button", onclick: enter }, "Enter a token")))];
 }
 
 export function missing(text) {
