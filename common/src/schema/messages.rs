@@ -7,7 +7,8 @@ use crate::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, PodS
 use crate::spec::Activations;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
-    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
+    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RenewalKey, RunPhase,
+    Welcome,
 };
 use crate::wire::operator::{
     OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
@@ -25,7 +26,7 @@ layout! {
 
     struct JoinRequest { token_secret, csr_der }
     enum JoinResponse {
-        0 = Enrolled { run, agent, name, certificate_der, ca_der },
+        0 = Enrolled { run, agent, name, certificate_der, ca_der, next_ca_der since 7 or None },
         1 = Refused(why),
     }
     enum JoinRefusal {
@@ -100,13 +101,15 @@ layout! {
         8 = ModelGone { version, digest },
         9 = Verdict { key, verdict },
         10 = StateChanged { state },
-        11 = Renewed { certificate_der },
+        11 = Renewed { certificate_der, ca_ders since 7 or Vec::new() },
         12 = LeaseDeferred,
         13 = Pod(round),
         14 = PodOver { mark },
         15 = NeedPart { mark, part, transfer, bytes, first, missing },
         16 = PartDone { mark },
+        17 = RenewNow { key } since 7,
     }
+    enum RenewalKey { 0 = Same, 1 = New }
     struct Welcome { run, branch, agent, name, epoch, spec, model, state }
     enum Rejection {
         0 = Revoked,
@@ -116,6 +119,7 @@ layout! {
         4 = Protocol(text),
         5 = Busy,
         6 = OtherModel(text),
+        7 = OldCertificate since 7,
     }
     enum RunPhase { 0 = Pending, 1 = Running, 2 = Paused, 3 = Finished }
 
@@ -143,6 +147,10 @@ layout! {
         1 = TokenCreate { name, ttl_ms, uses, secret_digest, runs },
         2 = TokenList,
         3 = TokenRevoke { id },
+        4 = AgentRotate { agent } since 7,
+        5 = CaRotate since 7,
+        6 = CaStatus since 7,
+        7 = CaFinish { force } since 7,
     }
     enum OperatorResponse {
         0 = Done(text),

@@ -125,6 +125,20 @@ pub enum RegistryRequest {
         /// Its id.
         id: String,
     },
+    /// `agents rotate`: new keys and certificates.
+    AgentRotate {
+        /// Id in hexadecimal, or name; every agent when absent.
+        agent: Option<String>,
+    },
+    /// `ca rotate`: begins a rollover to a new CA.
+    CaRotate,
+    /// `ca status`: answered by a `CaStatus` as JSON.
+    CaStatus,
+    /// `ca finish`: ends the rollover.
+    CaFinish {
+        /// Even though members still hold certificates of the old CA.
+        force: bool,
+    },
 }
 
 impl From<RunRequest> for OperatorRequest {
@@ -158,7 +172,7 @@ pub enum OperatorResponse {
     /// Done; the text is for people.
     Done(String),
     /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[CheckpointStatus]`, `VerifyReport`, `[RunSummary]`,
-    /// `RunCreated`, `SearchStarted`, `SearchReport`, `[SearchSummary]` or `SearchResult` as JSON.
+    /// `RunCreated`, `SearchStarted`, `SearchReport`, `[SearchSummary]`, `SearchResult` or `CaStatus` as JSON.
     Json(String),
     /// The content of a model follows.
     ModelFollows {
