@@ -74,6 +74,8 @@ pub(crate) enum Verb {
     Run(Box<RunArgs>),
     /// Show what the agent is doing, or what its store holds when it is stopped
     Status(StatusArgs),
+    /// Change the addresses under which an agent that has joined finds its coordinator
+    SetCoordinators(SetCoordinatorsArgs),
     /// Check this machine and its line to a coordinator, before or after joining: each line says what to do
     ///
     /// Checks the address, UDP, TLS, versions, clocks, path, rate, certificate, membership, disk, memory and device, and
@@ -124,6 +126,21 @@ pub(crate) struct DirArgs {
     /// Directory of the agent, made by `join`
     #[arg(long, value_name = "DIR", env = DIR_ENV)]
     pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "All addresses must lead to the same coordinator, or to another with the same CA. They are
+tried in turn; the one that worked last comes first.
+
+Example:
+  anabranch-agent set-coordinators --dir agent \\
+      trainer.example.org:4433 10.0.0.7:4433")]
+pub(crate) struct SetCoordinatorsArgs {
+    #[command(flatten)]
+    pub(crate) dir: DirArgs,
+    /// Addresses of the coordinator, at most 8, in the order in which they are tried
+    #[arg(value_name = "HOST:PORT", required = true)]
+    pub(crate) addresses: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -3,13 +3,17 @@
 //! ```text
 //!  dir/
 //!    agent.toml             who and where; shard, device, threads
-//!    tls/agent.crt          certificate (PEM)        tls/ca.crt   the run's CA (PEM)
+//!    coordinator            the address that worked last
+//!    tls/agent.crt          certificate (PEM)        tls/ca.crt   the CAs that are trusted (PEM): one, or two in a rollover
 //!    tls/agent.key          private key (PEM, 0600), made here; it never leaves
+//!    tls/agent.crt.next  agent.key.next   what takes their place when both are there (see `identity`)
 //!    store/                 outbox and residual (see `store`)
 //!    round                  a long round that is under way (see `train::Rounds`)
 //!    runs/RUN-ID/           store/ and round of a run beside the one that was joined
 //!    control.sock           while it runs: what `status` asks
 //! ```
+
+mod addresses;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +29,7 @@ use toml::de::DeTable;
 use crate::device;
 use crate::encode::cuda::EncoderPlace;
 use crate::manners::MannersConfig;
+pub use addresses::{Addresses, with_addresses};
 
 /// Name of the folder with the directories of further runs.
 const RUNS_DIR: &str = "runs";
@@ -57,13 +62,31 @@ impl AgentDir {
         self.0.join("tls").join("agent.crt")
     }
 
+    /// The certificate that takes the place of the present one.
+    #[must_use]
+    pub fn next_certificate(&self) -> PathBuf {
+        self.0.join("tls").join("agent.crt.next")
+    }
+
+    /// The private key that takes the place of the present one.
+    #[must_use]
+    pub fn next_key(&self) -> PathBuf {
+        self.0.join("tls").join("agent.key.next")
+    }
+
+    /// The address of the coordinator that worked last.
+    #[must_use]
+    pub fn last_address(&self) -> PathBuf {
+        self.0.join("coordinator")
+    }
+
     /// The agent's private key.
     #[must_use]
     pub fn key(&self) -> PathBuf {
         self.0.join("tls").join("agent.key")
     }
 
-    /// The certificate of the run's CA.
+    /// The certificates of the CAs that are trusted.
     #[must_use]
     pub fn ca(&self) -> PathBuf {
         self.0.join("tls").join("ca.crt")
@@ -113,15 +136,15 @@ impl AgentDir {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AgentConfig {
-    /// `host:port` of the coordinator.
-    pub address: String,
+    /// `host:port` of the coordinator, or several of them.
+    pub address: Addresses,
     /// The run.
     pub run: RunId,
-    /// Who this is: derived from the certificate's key.
+    /// Who this is: derived from its first key.
     pub agent: AgentId,
     /// What the coordinator calls this agent.
     pub name: String,
-    /// BLAKE3 over the CA's certificate, as in the join token.
+    /// BLAKE3 over the certificate of the CA with which it has joined. Which CAs count is in `tls/ca.crt`.
     pub ca_fingerprint: Digest,
     /// What to train on; relative to the agent's directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -283,9 +306,7 @@ impl AgentConfig {
             let table = DeTable::parse(text).ok();
             table.and_then(|table| Some(table.get_ref().get_key_value(key)?.0.span().start)).unwrap_or(0)
         };
-        if !is_host_and_port(&config.address) {
-            let problem =
-                format!("address {:?} is not a host and a port, like coordinator.example:4433", config.address);
+        if let Some(problem) = config.address.problem() {
             return Err(at(offset_of("address"), problem));
         }
         if let Some(problem) = config.pod_advertise.as_deref().and_then(advertise_problem) {
@@ -315,7 +336,8 @@ impl AgentConfig {
     pub fn to_commented_toml(&self) -> String {
         let values = toml::to_string(self).expect("strings and numbers always have a TOML form");
         let mut text = String::from(
-            "# Written by `anabranch-agent join`. The first five keys belong to the certificate in tls/: leave them.\n",
+            "# Written by `anabranch-agent join`. `anabranch-agent set-coordinators` changes `address`. The four keys below it\n\
+             # belong to the certificate in tls/: leave them.\n",
         );
         for line in values.lines() {
             if line.starts_with("device") {
@@ -538,10 +560,10 @@ mod tests {
             (format!("{good}trainer = []\n"), lines + 1, "expected a program and its arguments"),
             (format!("{good}trainer_timeout_s = 0\n"), lines + 1, "at least 1"),
             (format!("{good}trainer_timeout_s = 9\ntrainer = []\n"), lines + 2, "expected a program"),
-            (good.replace("127.0.0.1:4433", "nowhere"), 2, "not a host and a port"),
+            (good.replace("127.0.0.1:4433", "nowhere"), 3, "not a host and a port"),
             (good.replace("\"auto\"", "\"tpu\""), lines, "unknown device `tpu`"),
             (good.replace("\"auto\"", "\"cuda:x\""), lines, "does not end in the number of a device"),
-            (good.replace("run = \"01", "run = \"zz"), 3, "32 hexadecimal characters"),
+            (good.replace("run = \"01", "run = \"zz"), 4, "32 hexadecimal characters"),
         ];
         for (text, expected, part) in cases {
             match AgentConfig::parse(Path::new("agent.toml"), &text) {

@@ -1,5 +1,6 @@
 //! The only `select!` over everything: feeds the host and carries out what it says. Decides nothing.
 
+mod certificates;
 mod part;
 mod runs;
 
@@ -17,11 +18,11 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::clock::{self, Clock};
+use crate::clock::Clock;
 use crate::config::{AgentConfig, AgentDir};
 use crate::device::memory;
 use crate::host::{AgentHost, Input, Output};
-use crate::identity::{self, AgentKey, IdentityError};
+use crate::identity::{AgentKey, IdentityError};
 use crate::manners::Manners;
 use crate::metrics::{Metrics, MetricsError};
 use crate::node::{self, Done, Job};
@@ -32,11 +33,14 @@ use crate::session::command::Ending;
 use crate::session::event::Event;
 use crate::store::Ledger;
 use crate::train::native::replicas::ReplicaMemory;
-use crate::transport::{self, Dialer, LinkName, NetEvent, NetReceiver, NetSender, Op, RunsEvent, RunsLink, Uplink};
+use crate::transport::{
+    self, Credentials, Dialer, LinkName, NetEvent, NetReceiver, NetSender, Op, RunsEvent, RunsLink, Uplink,
+};
 use crate::worker::{
     self, Inputs, KilledNotes, LinkedPods, MathsSetup, MathsThread, Pace, PodSetup, Pods, Shards, StopSignal,
     TrainerFactory,
 };
+use certificates::OwnIdentity;
 use part::{Opened, Part, Setting};
 
 /// How long the last words may take before the process ends anyway.
@@ -119,7 +123,11 @@ pub struct Driver {
     dir: AgentDir,
     /// The joined run.
     home: RunId,
-    key: AgentKey,
+    identity: OwnIdentity,
+    /// When the certificate wants renewal, as the host knows it.
+    renew_at_ms: u64,
+    /// The coordinator's address that has worked last.
+    last_address: String,
     clock: Clock,
     host: AgentHost,
     /// What this process has of each run.
@@ -165,13 +173,13 @@ impl Driver {
         let Setup { dir, config, key, shards, factory, device, pace, manners, ledger, pod, runs } = setup;
         let metrics = config.metrics.map(Metrics::serve).transpose()?;
         let clock = Clock::start();
-        let certificate = identity::read_certificate(&dir.certificate())?;
-        let ca = identity::read_certificate(&dir.ca())?;
-        let validity = identity::validity_ms(&certificate)?;
-        let dialer = Dialer::new(config.address.clone(), &ca, &certificate, &key.to_der())?;
+        let identity = OwnIdentity::open(&dir, key)?;
+        let renew_at_ms = identity.renew_at_ms(clock)?;
+        let last_address = std::fs::read_to_string(dir.last_address()).unwrap_or_default().trim().to_owned();
+        let dialer = Dialer::new(config.address.as_slice().to_vec(), identity.credentials())?.preferring(&last_address);
         let pod_links = pod.as_ref().map(|pod| {
-            let (ca_der, certificate_der) = (ca.to_vec(), certificate.to_vec());
-            let identity = LinkIdentity { run: config.run, ca_der, certificate_der, key_der: key.to_der() };
+            let Credentials { authorities, certificate_der, key_der } = identity.credentials().clone();
+            let identity = LinkIdentity { run: config.run, authorities, certificate_der, key_der };
             Links::bind(pod.listen, identity).map(Arc::new)
         });
         let pod_links = pod_links.transpose()?;
@@ -179,8 +187,8 @@ impl Driver {
         let session = SessionConfig {
             device,
             pod: offer.and_then(|(pod, links)| Some(pod.offer(links.local_address()?))),
-            renew_at_ms: renewal(clock, validity),
-            ..session_config(&config, &key, &shards)?
+            renew_at_ms,
+            ..session_config(&config, identity.agent(), &shards)?
         };
         let (home, agent) = (config.run, session.agent);
         let report = part::first_report(&config, &session, &ledger);
@@ -208,7 +216,9 @@ impl Driver {
         Ok(Self {
             dir,
             home,
-            key,
+            identity,
+            renew_at_ms,
+            last_address,
             clock,
             host: AgentHost::new(home, node, runs.is_some()),
             parts: BTreeMap::from([(home, part)]),
@@ -249,6 +259,8 @@ impl Driver {
             self.step(Input::Hold { reason: Some(reason) });
         }
         let mut may_shut_down = true;
+        let mut looks = tokio::time::interval(Duration::from_millis(limits::CERTIFICATE_LOOK_MS));
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while ending.is_none() {
             let deadline = self.host.deadline_ms().map(|at_ms| Instant::from_std(self.clock.instant(at_ms)));
             let input = tokio::select! {
@@ -265,6 +277,10 @@ impl Driver {
                     None => continue,
                 },
                 Some((number, event)) = self.list_events.recv() => match self.listed(number, event) {
+                    Some(input) => input,
+                    None => continue,
+                },
+                _ = looks.tick() => match self.look_at_certificate() {
                     Some(input) => input,
                     None => continue,
                 },
@@ -365,14 +381,11 @@ impl Driver {
                 self.stop.set(true);
                 None
             }
-            node::Output::Renew => match self.key.signing_request() {
-                Ok(csr_der) => self.op(run, Op::Send(Box::new(AgentMessage::Renew { csr_der }))),
-                Err(error) => {
-                    tracing::warn!(%error, "the certificate cannot be renewed");
-                    None
-                }
-            },
-            node::Output::StoreCertificate(certificate_der) => self.store_certificate(&certificate_der),
+            node::Output::Renew(renewal) => {
+                let csr_der = self.request_certificate(renewal)?;
+                self.op(run, Op::Send(Box::new(AgentMessage::Renew { csr_der })))
+            }
+            node::Output::StoreCertificate(renewed) => self.store_certificate(&renewed),
             node::Output::Exit(_) => None,
         }
     }
@@ -412,30 +425,13 @@ impl Driver {
         self.host.node(run).map(node::AgentNode::link_is_full)
     }
 
-    fn store_certificate(&mut self, der: &[u8]) -> Option<node::Input> {
-        let stored = identity::validity_ms(der)
-            .and_then(|validity| identity::write_certificate(&self.dir.certificate(), der).map(|()| validity));
-        let validity = match stored {
-            Ok(validity) => validity,
-            Err(error) => {
-                tracing::warn!(%error, "the renewed certificate cannot be used");
-                return None;
-            }
-        };
-        if let Err(error) = self.uplink.renew(der, &self.key.to_der()) {
-            tracing::warn!(%error, "the renewed certificate cannot be used");
-        }
-        if let Some(Err(error)) = self.pod_links.as_ref().map(|links| links.replace_certificate(der)) {
-            tracing::warn!(%error, "the renewed certificate cannot be shown to other members of pods");
-        }
-        tracing::info!("the certificate was renewed");
-        Some(node::Input::Event(Event::CertificateStored { renew_at_ms: renewal(self.clock, validity) }))
-    }
-
     /// What a link tells, for its run's node. What an earlier link tells counts no more.
     fn heard(&mut self, name: LinkName, event: NetEvent) -> Option<Input> {
         if matches!(event, NetEvent::Disconnected(_)) {
             self.parting.remove(&name);
+        }
+        if matches!(event, NetEvent::Connected) {
+            self.note_coordinator();
         }
         let part = self.parts.get_mut(&name.run)?;
         let (link, number) = part.link.as_ref()?;
@@ -451,10 +447,6 @@ impl Driver {
     }
 }
 
-fn renewal(clock: Clock, validity: (u64, u64)) -> u64 {
-    clock.now_ms() + identity::renew_at_ms(validity).saturating_sub(clock::unix_ms())
-}
-
 /// Computes with other members of pods over `links`.
 fn linked_pods(pod: &PodSetup, links: Arc<Links>, agent: AgentId) -> Box<dyn Pods> {
     let memory = ReplicaMemory::of_process(Some(pod.memory_bytes));
@@ -462,14 +454,14 @@ fn linked_pods(pod: &PodSetup, links: Arc<Links>, agent: AgentId) -> Box<dyn Pod
 }
 
 /// What the session of the joined run is told, but for its device, its pods and its certificate.
-fn session_config(config: &AgentConfig, key: &AgentKey, shards: &Shards) -> std::io::Result<SessionConfig> {
+fn session_config(config: &AgentConfig, agent: AgentId, shards: &Shards) -> std::io::Result<SessionConfig> {
     let (mut incarnation, mut seed) = ([0; 16], [0; 8]);
     getrandom::fill(&mut incarnation).map_err(std::io::Error::other)?;
     getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
     let len = |shard: &Option<Box<dyn crate::shard::Shard>>| shard.as_ref().map_or(0, |shard| shard.len() as u64);
     Ok(SessionConfig {
         run: config.run,
-        agent: key.agent(),
+        agent,
         incarnation: Incarnation(incarnation),
         software: env!("CARGO_PKG_VERSION").to_owned(),
         train_examples: len(&shards.train),

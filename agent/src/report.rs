@@ -24,8 +24,11 @@ pub struct AgentReport {
     pub agent: AgentId,
     /// Its name.
     pub name: String,
-    /// Where its coordinator is.
+    /// Where its coordinator is: the address that worked last, or is tried first.
     pub address: String,
+    /// Every address of its coordinator, in the order in which they are tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
     /// Updates that wait for a verdict, oldest first.
     pub outbox: Vec<WaitingUpdate>,
     /// The branch that its work belongs to.
@@ -285,6 +288,9 @@ impl AgentReport {
         };
         line("agent", format!("{} ({})", self.name, self.agent.short()));
         line("run", format!("{} at {}", self.run.short(), self.address));
+        if self.addresses.len() > 1 {
+            line("addresses", self.addresses.join(", "));
+        }
         match &self.live {
             None => line("state", "not running; this is what its store holds".to_owned()),
             Some(live) => live.lines(&mut line),

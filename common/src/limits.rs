@@ -1,8 +1,10 @@
 //! Every bound in the system, by name and with its unit. A bound that is not here does not exist. Those of the operator's
 //! page are in a file of their own.
 
+mod certificates;
 mod page;
 
+pub use certificates::*;
 pub use page::*;
 
 pub mod doctor;
@@ -192,7 +194,7 @@ pub const AGENTS: usize = 65_536;
 /// Join tokens that are kept at once; the oldest one that is used up, expired or revoked makes room.
 pub const TOKENS: usize = 1_024;
 /// Characters of a join token that are read.
-pub const TOKEN_CHARS: usize = 640;
+pub const TOKEN_CHARS: usize = 1_280;
 /// Life of a join token, in milliseconds: a year.
 pub const TOKEN_TTL_MS: u64 = 365 * 24 * 60 * 60 * 1000;
 /// Connections that are open at once, agents and operators together.

@@ -402,6 +402,49 @@ pub struct AgentStatus {
     /// Why its latest evaluation failed, until one succeeds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluation_problem: Option<EvaluationProblem>,
+    /// Unix time in milliseconds at which the certificate expires with which it connected last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_expires_at_ms: Option<u64>,
+    /// Whether it is to have a new key (`agents rotate`), and has not connected with it yet.
+    #[serde(default)]
+    pub rotates: bool,
+}
+
+/// The CAs of a coordinator, and the members that a rollover waits for (`ca status`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaStatus {
+    /// The CA whose certificates the server shows.
+    pub current: CaInfo,
+    /// During a rollover the CA that takes its place.
+    pub next: Option<CaInfo>,
+    /// Members that have connected with a certificate of the newest CA.
+    pub moved: u64,
+    /// During a rollover the members that have not, by name, then id. Revoked members are left out.
+    pub waiting: Vec<CaMember>,
+}
+
+/// One CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaInfo {
+    /// BLAKE3 over its certificate in DER: what a join token pins.
+    pub fingerprint: Digest,
+    /// Unix time in milliseconds at which it expires.
+    pub expires_at_ms: u64,
+}
+
+/// A member that has not moved to the next CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaMember {
+    /// Its identity.
+    pub agent: AgentId,
+    /// Its name.
+    pub name: String,
+    /// Unix time in milliseconds at which the certificate expires with which it connected last; absent when it has not
+    /// connected since the coordinator records this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_expires_at_ms: Option<u64>,
+    /// Whether that certificate has expired: it must join again in any case, and `ca finish` does not wait for it.
+    pub expired: bool,
 }
 
 /// One join token. The secret is not kept.

@@ -86,12 +86,19 @@ fn join() {
     every_variant_is_there(&samples::join_responses());
     let requests = listing(FrameKind::JoinRequest, &[samples::join_request()]);
     let responses = listing(FrameKind::JoinResponse, &samples::join_responses());
-    let token =
-        JoinToken { address: "coordinator.example:7700".into(), ca_fingerprint: samples::DIGEST, secret: [0x99; 32] };
-    assert_eq!(token.to_string().parse(), Ok(token.clone()));
+    let addresses = vec!["coordinator.example:7700".to_owned()];
+    let token = JoinToken { addresses, ca_fingerprints: vec![samples::DIGEST], secret: [0x99; 32] };
+    let of_several = JoinToken {
+        addresses: vec!["coordinator.example:7700".into(), "10.0.0.7:7700".into()],
+        ca_fingerprints: vec![samples::DIGEST, samples::DIGEST],
+        ..token.clone()
+    };
+    for token in [&token, &of_several] {
+        assert_eq!(token.to_string().parse().as_ref(), Ok(token));
+    }
     let page = PageToken { secret: [0x99; 32] };
     assert_eq!(page.to_string().parse(), Ok(page.clone()));
-    insta::assert_snapshot!(format!("{requests}{responses}{token}\n{page}\n"));
+    insta::assert_snapshot!(format!("{requests}{responses}{token}\n{of_several}\n{page}\n"));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The command line: arguments as typed. What they do is in `commands`.
 
+mod registry;
+
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands;
 use crate::config;
+pub(crate) use registry::{AgentsVerb, CaVerb, TokenVerb};
 
 /// Variable that `--dir` falls back to.
 const DIR_ENV: &str = "ANABRANCH_COORDINATOR_DIR";
@@ -85,9 +88,12 @@ pub(crate) enum Verb {
     /// Make, list and revoke the tokens of the operator's page
     #[command(subcommand)]
     Page(PageVerb),
-    /// List and revoke agents
+    /// List and revoke agents, and give them new keys
     #[command(subcommand, visible_alias = "agent")]
     Agents(AgentsVerb),
+    /// Replace the CA: begin, show and finish a rollover, while agents go on
+    #[command(subcommand)]
+    Ca(CaVerb),
     /// Create, list and delete runs, and show, pause, resume and stop one of them
     #[command(subcommand)]
     Runs(RunsVerb),
@@ -441,47 +447,6 @@ pub(crate) struct RunName {
 }
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum TokenVerb {
-    /// Make a token and print it; hand it to the agent over a channel you trust
-    #[command(after_help = "Examples:
-  anabranch-coordinator token create --dir trainer --name clinic
-  anabranch-coordinator token create --dir trainer --name ward --uses 20
-  anabranch-agent join --dir agent \\
-      --token \"$(anabranch-coordinator token create --dir trainer)\"")]
-    Create {
-        #[command(flatten)]
-        target: TargetArgs,
-        /// Name for the agent that joins with it; numbered when --uses is above 1 [default: after its id]
-        #[arg(long, value_name = "NAME")]
-        name: Option<String>,
-        /// How long it is good for: 90s, 30m, 24h, 7d
-        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = humantime::parse_duration)]
-        ttl: Duration,
-        /// How many agents may join with it
-        #[arg(long, value_name = "N", default_value_t = 1)]
-        uses: u32,
-        /// Address that goes into the token [default: the first of server.names in run.toml, else server.listen (127.0.0.1
-        /// where that is a wildcard), with the port of server.listen; with --connect: HOST:PORT]
-        #[arg(long, value_name = "HOST:PORT")]
-        address: Option<String>,
-        /// Runs that agents may take part in that join with it, by name or id [default: all runs, later ones included]
-        #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
-        runs: Vec<String>,
-        #[command(flatten)]
-        output: OutputArgs,
-    },
-    /// Show the tokens; their secrets are not kept
-    List(ReportArgs),
-    /// Revoke a token: nobody joins with it any more; agents that have joined stay
-    Revoke {
-        #[command(flatten)]
-        target: TargetArgs,
-        /// Id of the token, from `token list`
-        id: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub(crate) enum PageVerb {
     /// Make, list and revoke tokens
     #[command(subcommand, visible_alias = "tokens")]
@@ -520,19 +485,6 @@ pub(crate) enum PageTokenVerb {
         target: TargetArgs,
         /// Id of the token, from `page token list`
         id: String,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum AgentsVerb {
-    /// Show the agents
-    List(RunReportArgs),
-    /// Revoke an agent: its connections are closed and its certificate is no longer taken; merged work stays
-    Revoke {
-        #[command(flatten)]
-        target: TargetArgs,
-        /// Id or name of the agent, from `agents list`
-        agent: String,
     },
 }
 

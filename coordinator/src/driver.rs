@@ -39,11 +39,12 @@ use crate::host::{self, Host, Output};
 use crate::identity::Identity;
 use crate::node::{JobError, ToPeer};
 use crate::recovery::OTHER_VERSION_HELP;
-use crate::registry::Registry;
+use crate::registry::certificates::Authorities;
 use crate::registry::roster::{MEMBER_KEYS, PAGE_TOKEN_KEYS, Roster, TOKEN_KEYS};
+use crate::registry::{self, Registry, Signer};
 use crate::runs::{self, OpenError};
 use crate::store::{Catalogue, SledStore, Store};
-use crate::transport::{self, Input, PeerOp, Shared};
+use crate::transport::{self, Input, PeerOp, Shared, Shown};
 use crate::workers::{RegistryWorkers, RunWorkers};
 
 use directories::Directories;
@@ -119,7 +120,8 @@ async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()>
     let RunOptions { dir, config, identity, stay, watch } = options;
     let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(runs::STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
-    let mut host = Host::new(registry(store.catalogue())?);
+    let authorities = Authorities::of(&identity.authorities());
+    let mut host = Host::new(registry(store.catalogue())?.with_authorities(authorities));
     if stay {
         host.stay();
     }
@@ -146,8 +148,9 @@ async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()>
     };
     let endpoint = endpoint(&config, &identity)?;
     let (answers_in, answers) = mpsc::channel(limits::COORDINATOR_ANSWERS);
-    let days = config.server.agent_certificate_days;
-    let registry_workers = RegistryWorkers::start(store, Arc::new(identity), days, &answers_in)?;
+    let (lifetime_days, names) = (config.server.agent_certificate_days, config.server.certificate_names());
+    let signer = Signer { identity, lifetime_days, names };
+    let registry_workers = RegistryWorkers::start(store, signer, &answers_in)?;
     others.into_iter().for_each(|name| outputs.extend(host.open(name)));
     let searches = runs::searches::names(&dir).map_err(storage_fail)?;
     searches.into_iter().for_each(|name| outputs.extend(host.open_search(name)));
@@ -160,6 +163,7 @@ async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()>
         started,
         host,
         directories,
+        endpoint: endpoint.clone(),
         searches: SearchStores::new(dir, answers_in.clone()),
         run_workers: RunWorkers::new(&answers_in),
         registry_workers,
@@ -205,7 +209,7 @@ fn open_fail(error: OpenError) -> anyhow::Error {
 
 fn endpoint(config: &Config, identity: &Identity) -> anyhow::Result<quinn::Endpoint> {
     let server = identity.server();
-    let tls = tls::server(identity.ca_der(), &server.certificate_der, &server.key_der)?;
+    let tls = tls::server(identity.authorities(), &server.certificate_der, &server.key_der)?;
     Ok(tls::lasting_server_endpoint(config.server.listen, tls, &server.key_der)?)
 }
 
@@ -227,6 +231,7 @@ struct Driver {
     started: Instant,
     host: Host,
     directories: Directories,
+    endpoint: quinn::Endpoint,
     searches: SearchStores,
     run_workers: RunWorkers,
     registry_workers: RegistryWorkers,
@@ -311,23 +316,23 @@ impl Driver {
             }
             // Nothing of it waits any more: its room ends here.
             Input::Message { peer, message, room: _ } => host::Input::Message { peer, message },
-            Input::Connected { peer, agent, hello, ops, room: _ } => {
+            Input::Connected { peer, shown: Shown { agent, certificate }, hello, ops, room: _ } => {
                 self.peers.insert(peer, ops);
-                host::Input::Hello { peer, agent, hello }
+                host::Input::Hello { peer, agent, certificate: Some(certificate), hello }
             }
-            Input::Subscribed { peer, agent, wanted, ops, room: _ } => {
+            Input::Subscribed { peer, shown: Shown { agent, certificate }, wanted, ops, room: _ } => {
                 self.peers.insert(peer, ops);
-                host::Input::Subscribe { peer, agent, wanted }
+                host::Input::Subscribe { peer, agent, certificate: Some(certificate), wanted }
             }
             Input::Join { secret, agent, csr_der, reply } => {
                 let request = self.request();
                 self.joins.insert(request, reply);
                 host::Input::Join { request, secret, agent, csr_der }
             }
-            Input::Facts { agent, run, reply } => {
+            Input::Facts { shown: Shown { agent, certificate }, run, reply } => {
                 let request = self.request();
                 self.facts.insert(request, reply);
-                host::Input::Facts { request, agent, run }
+                host::Input::Facts { request, agent, certificate: Some(certificate), run }
             }
             Input::Operator { operation, reply } => {
                 let request = self.request();
@@ -359,6 +364,7 @@ impl Driver {
                 Output::Sign(jobs) => {
                     self.answered.extend(self.registry_workers.sign(jobs).map(host::Input::Registry));
                 }
+                Output::Show(shown) => self.show(&shown),
                 Output::Reply { request, answer } => reply(self.requests.remove(&request), answer),
                 Output::JoinReply { request, response } => reply(self.joins.remove(&request), response),
                 Output::Facts { request, facts } => reply(self.facts.remove(&request), facts),
@@ -375,6 +381,18 @@ impl Driver {
             }
         }
         exit
+    }
+
+    /// Shows another certificate to whoever connects from now on, and trusts other CAs.
+    fn show(&mut self, shown: &registry::Shown) {
+        let registry::Shown { authorities, server, expiries } = shown;
+        match tls::server(authorities, &server.certificate_der, &server.key_der) {
+            Ok(config) => self.endpoint.set_server_config(Some(config)),
+            Err(error) => tracing::error!(%error, "the new certificates cannot be used; start `run` again"),
+        }
+        if let Some(publisher) = &self.publisher {
+            publisher.show_certificates(expiries);
+        }
     }
 
     fn tell_peer(&mut self, what: ToPeer) {

@@ -200,6 +200,7 @@ impl<'a> Rest<'a> {
                 Output::ToPeer(_)
                 | Output::List { .. }
                 | Output::Sign(_)
+                | Output::Show(_)
                 | Output::Facts { .. }
                 | Output::JoinReply { .. }
                 | Output::Runs(_)

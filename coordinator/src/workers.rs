@@ -16,13 +16,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::host::Input;
-use crate::identity::Identity;
 use crate::node::checkpoint::Keep;
 use crate::node::merge::Merger;
 use crate::node::write;
 use crate::node::{Done, Job};
 use crate::registry::save::{self, SaveJob};
-use crate::registry::{self, SignJob};
+use crate::registry::{self, Signer, SignerJob};
 use crate::store::Store;
 use crate::web::RunEvents;
 
@@ -206,18 +205,17 @@ impl RunWorkers {
 #[derive(Debug)]
 pub(crate) struct RegistryWorkers {
     saver: Worker<Vec<SaveJob>>,
-    signer: Worker<Vec<SignJob>>,
+    signer: Worker<Vec<SignerJob>>,
 }
 
 impl RegistryWorkers {
-    /// Starts the threads, which answer on `answers`. Certificates of agents are issued for so many days.
+    /// Starts the threads, which answer on `answers`.
     ///
     /// # Errors
     /// No thread can be started.
     pub(crate) fn start(
         store: Arc<dyn Store>,
-        identity: Arc<Identity>,
-        days: u32,
+        mut signer: Signer,
         answers: &mpsc::Sender<Input>,
     ) -> std::io::Result<Self> {
         let panicked = |name| Input::Registry(registry::Done::Panicked(name));
@@ -225,8 +223,8 @@ impl RegistryWorkers {
             saver: Worker::spawn("saver", answers, panicked, move |group| {
                 Input::Registry(registry::Done::Saved(save::save(store.catalogue(), group)))
             })?,
-            signer: Worker::spawn("signer", answers, panicked, move |jobs: Vec<SignJob>| {
-                let signed = jobs.into_iter().filter_map(|job| job.run(&identity, days)).collect();
+            signer: Worker::spawn("signer", answers, panicked, move |jobs: Vec<SignerJob>| {
+                let signed = jobs.into_iter().filter_map(|job| job.run(&mut signer)).collect();
                 Input::Registry(registry::Done::Signed(signed))
             })?,
         })
@@ -238,9 +236,9 @@ impl RegistryWorkers {
         self.saver.start(group).err().map(registry::Done::NotTaken)
     }
 
-    /// Hands requests for certificates to the signer, which is free. Returns the answer if it does not take them.
+    /// Hands jobs to the signer, which is free. Returns the answer if it does not take them.
     #[must_use]
-    pub(crate) fn sign(&self, jobs: Vec<SignJob>) -> Option<registry::Done> {
+    pub(crate) fn sign(&self, jobs: Vec<SignerJob>) -> Option<registry::Done> {
         self.signer.start(jobs).err().map(registry::Done::NotTaken)
     }
 

@@ -64,7 +64,7 @@ fn target(args: &DoctorArgs, dir: Option<AgentDir>, config: Option<&AgentConfig>
             let der = identity::read_certificate(ca).map_err(|error| {
                 Fail::new(ExitCode::Config, error.to_string()).help("give the coordinator's tls/ca.crt, as PEM")
             })?;
-            Some((address.clone(), Digest::of(&der)))
+            Some((address.clone(), vec![Digest::of(&der)]))
         }
         _ => None,
     };
@@ -72,24 +72,30 @@ fn target(args: &DoctorArgs, dir: Option<AgentDir>, config: Option<&AgentConfig>
         (Some(dir), Some(config)) => Some(member(dir, config)?),
         _ => None,
     };
-    let of_config = || config.map(|config| (config.address.clone(), config.ca_fingerprint));
-    let Some((address, ca)) = named.or_else(of_config) else {
+    let trusted = match &dir {
+        Some(dir) if config.is_some() => {
+            identity::read_authorities(&dir.ca()).map_err(|error| identity_fail(&error))?.fingerprints()
+        }
+        _ => Vec::new(),
+    };
+    let of_config = || config.map(|config| (config.address.first().to_owned(), trusted.clone()));
+    let Some((address, cas)) = named.or_else(of_config) else {
         let fail = Fail::new(ExitCode::Usage, "which coordinator?");
         return Err(fail
             .help("name it with --token-file, --connect and --ca, or the --dir of an agent that has joined")
             .into());
     };
     // An agent of another coordinator is a stranger to this one.
-    let member = member.filter(|_| config.is_some_and(|config| config.ca_fingerprint == ca));
-    Ok(Target { address, ca, dir, member })
+    let member = member.filter(|_| cas.iter().any(|ca| trusted.contains(ca)));
+    Ok(Target { address, cas, dir, member })
 }
 
-fn of_token(token: &JoinToken) -> (String, Digest) {
-    (token.address.clone(), token.ca_fingerprint)
+fn of_token(token: &JoinToken) -> (String, Vec<Digest>) {
+    (token.addresses.first().cloned().unwrap_or_default(), token.ca_fingerprints.clone())
 }
 
 fn member(dir: &AgentDir, config: &AgentConfig) -> anyhow::Result<Member> {
-    let certificate = identity::read_certificate(&dir.certificate()).map_err(|error| identity_fail(&error))?;
+    let certificate = identity::own_certificate(dir).map_err(|error| identity_fail(&error))?;
     let key = AgentKey::read(dir).map_err(|error| identity_fail(&error))?;
     Ok(Member {
         run: config.run,

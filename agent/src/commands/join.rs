@@ -9,13 +9,13 @@ use anabranch_common::limits;
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::message::{JoinRefusal, JoinResponse};
 use anabranch_io::exit::{ExitCode, Fail};
-use anabranch_io::tls::ConnectProblem;
+use anabranch_io::tls::{Authorities, ConnectProblem};
 use anyhow::Context as _;
 
 use super::{config_fail, dial_fail, identity_fail};
 use crate::cli::JoinArgs;
 use crate::clock::Clock;
-use crate::config::{AgentConfig, AgentDir};
+use crate::config::{Addresses, AgentConfig, AgentDir};
 use crate::device;
 use crate::files::{self, PUBLIC};
 use crate::identity::{self, AgentKey};
@@ -34,21 +34,24 @@ pub(super) fn join(args: &JoinArgs) -> anyhow::Result<()> {
     };
     let token = read_token(token)?;
     check_dir(&dir, &token)?;
+    identity::settle(&dir).map_err(|error| identity_fail(&error))?;
     let key = AgentKey::read_or_make(&dir).map_err(|error| identity_fail(&error))?;
     let csr_der = key.signing_request()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match runtime.block_on(ask(&token, &csr_der))? {
         JoinResponse::Refused(refusal) => Err(refused(refusal).into()),
-        JoinResponse::Enrolled { run, agent, name, certificate_der, ca_der } => {
+        JoinResponse::Enrolled { run, agent, name, certificate_der, ca_der, next_ca_der } => {
             check_answer(&token, &key, &ca_der, &certificate_der)?;
+            let ca_fingerprint = Digest::of(&ca_der);
+            let authorities = Authorities::new(std::iter::once(ca_der).chain(next_ca_der).collect());
+            identity::write_authorities(&dir.ca(), &authorities)?;
             identity::write_certificate(&dir.certificate(), &certificate_der)?;
-            identity::write_certificate(&dir.ca(), &ca_der)?;
             let config = AgentConfig {
-                address: token.address.clone(),
+                address: Addresses::new(token.addresses.clone()),
                 run,
                 agent,
                 name,
-                ca_fingerprint: token.ca_fingerprint,
+                ca_fingerprint,
                 shard: None,
                 eval_shard: None,
                 label_column: None,
@@ -101,7 +104,9 @@ fn check_dir(dir: &AgentDir, token: &JoinToken) -> anyhow::Result<()> {
     };
     if dir.config().exists() {
         let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
-        if config.ca_fingerprint != token.ca_fingerprint {
+        let trusted = identity::read_authorities(&dir.ca()).map_or_else(|_| Vec::new(), |cas| cas.fingerprints());
+        let is_ours = |pinned: &Digest| *pinned == config.ca_fingerprint || trusted.contains(pinned);
+        if !token.ca_fingerprints.iter().any(is_ours) {
             return Err(other(format!("{shown} is enrolled with another coordinator, as {}", config.name)).into());
         }
         return Ok(());
@@ -128,13 +133,14 @@ async fn ask(token: &JoinToken, csr_der: &[u8]) -> anyhow::Result<JoinResponse> 
             tokio::time::timeout(Duration::from_millis(left_ms), transport::join(token, csr_der.to_vec())).await;
         let problem = match tried {
             Ok(Ok(response)) => return Ok(response),
-            Ok(Err(error)) if !error.is_transient() => return Err(join_fail(error, &token.address)),
+            Ok(Err(error)) if !error.is_transient() => return Err(join_fail(error, &token.addresses.join(", "))),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer".to_owned(),
         };
         let wait_ms = backoff.next_ms();
         if clock.now_ms() + wait_ms >= limits::JOIN_PATIENCE_MS {
-            let text = format!("the coordinator at {} cannot be reached: {problem}", token.address);
+            let addresses = token.addresses.join(", ");
+            let text = format!("the coordinator at {addresses} cannot be reached: {problem}");
             return Err(Fail::new(ExitCode::Unavailable, text)
                 .help("check that it runs and that UDP to its port is open on the way, then join again with the same token")
                 .into());
@@ -165,11 +171,11 @@ fn first_bytes(secret: &[u8; 32]) -> [u8; 8] {
 
 /// The coordinator was authenticated, but what it says must fit what was asked.
 fn check_answer(token: &JoinToken, key: &AgentKey, ca_der: &[u8], certificate_der: &[u8]) -> anyhow::Result<()> {
-    if Digest::of(ca_der) != token.ca_fingerprint {
+    if !token.ca_fingerprints.contains(&Digest::of(ca_der)) {
         return Err(Fail::new(ExitCode::Identity, "the coordinator sent another CA than the token names").into());
     }
     let of_certificate = anabranch_io::tls::agent_id(certificate_der).context("the certificate cannot be read")?;
-    if of_certificate != key.agent() {
+    if of_certificate != key.id() {
         return Err(Fail::new(ExitCode::Identity, "the coordinator sent a certificate for another key").into());
     }
     Ok(())

@@ -6,6 +6,7 @@ mod doctor;
 mod join;
 mod pod;
 pub(crate) mod run;
+mod set_coordinators;
 mod shard;
 mod status;
 mod trainer;
@@ -33,6 +34,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Join(args) => join::join(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::status(&args),
+        Verb::SetCoordinators(args) => set_coordinators::set_coordinators(&args),
         Verb::Doctor(args) => doctor::doctor(&args),
         Verb::Shard(ShardVerb::Inspect(args)) => shard::inspect(&args),
         Verb::Shard(ShardVerb::Split(args)) => shard::split(&args),

@@ -21,7 +21,7 @@ use crate::cli::{MannersArgs, RunArgs};
 use crate::config::{AgentConfig, AgentDir, RunsChoice};
 use crate::device::{self, Choice, GpuId};
 use crate::driver::{Driver, Setup, SharedReport};
-use crate::identity::AgentKey;
+use crate::identity::{self, AgentKey};
 use crate::manners::{Manners, MannersConfig};
 use crate::session::command::Ending;
 use crate::shard::{self, Shard, ShardOptions};
@@ -211,8 +211,9 @@ impl Home {
         durable::install_panic_policy();
         let dir = AgentDir::new(dir);
         let config = AgentConfig::read(&dir.config()).map_err(config_fail)?;
-        let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
         let ledger = open_store(&dir.store())?;
+        identity::settle(&dir).map_err(|error| identity_fail(&error))?;
+        let key = AgentKey::read(&dir).map_err(|error| identity_fail(&error))?;
         // The store is locked: what is left of a trainer in this directory is an agent's that was killed.
         process::sweep(dir.path());
         Ok(Self { dir, config, key, ledger })
@@ -436,7 +437,7 @@ pub fn finish(ending: Ending) -> anyhow::Result<()> {
             return Ok(());
         }
         Ending::Revoked => (ExitCode::Identity, Some(rejoin)),
-        Ending::WrongRun { .. } | Ending::Unknown => (ExitCode::Identity, Some(rejoin)),
+        Ending::WrongRun { .. } | Ending::Unknown | Ending::OldCertificate => (ExitCode::Identity, Some(rejoin)),
         Ending::Replaced => (
             ExitCode::Identity,
             Some(

@@ -31,6 +31,12 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     if args.output.json { super::print_json(&report) } else { super::print(&report.to_text()) }
 }
 
+/// The address of the coordinator that has worked last, where one is noted.
+fn last_address(dir: &AgentDir) -> Option<String> {
+    let text = std::fs::read_to_string(dir.last_address()).ok()?;
+    Some(text.trim().to_owned()).filter(|address| !address.is_empty())
+}
+
 fn stopped(dir: &AgentDir, config: AgentConfig) -> anyhow::Result<AgentReport> {
     let mut report = AgentReport {
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -38,7 +44,8 @@ fn stopped(dir: &AgentDir, config: AgentConfig) -> anyhow::Result<AgentReport> {
         run: config.run,
         agent: config.agent,
         name: config.name,
-        address: config.address,
+        address: last_address(dir).unwrap_or_else(|| config.address.first().to_owned()),
+        addresses: config.address.as_slice().to_vec(),
         outbox: Vec::new(),
         branch: None,
         live: None,

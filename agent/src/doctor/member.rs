@@ -60,7 +60,7 @@ fn judge_certificate(member: &Member, ahead_ms: Option<i64>, here_ms: u64) -> Fi
 async fn ask(target: &Target, member: &Member) -> Result<Facts, LineError> {
     let endpoint = tls::client_endpoint()?;
     let own = Credential { certificate_der: &member.certificate_der, key_der: &member.key_der };
-    let line = Line::open(&endpoint, &target.address, target.ca, Some(own)).await?;
+    let line = Line::open(&endpoint, &target.address, &target.cas, Some(own)).await?;
     let facts = line.facts(FactsWanted { run: member.run }).await;
     line.close().await;
     facts
@@ -107,6 +107,9 @@ fn rejected(why: &Rejection) -> Finding {
             "the coordinator cannot say yet",
             "try again in a minute; if it stays so, ask the operator for `anabranch-coordinator runs list`",
         ),
+        Rejection::OldCertificate => {
+            fail(ExitCode::Identity, "the certificate in this directory was replaced by a newer one".into(), JOIN_AGAIN)
+        }
         Rejection::Replaced | Rejection::Protocol(_) | Rejection::OtherModel(_) => {
             fail(ExitCode::Protocol, format!("turned away: {why:?}"), "run versions that fit each other")
         }
@@ -134,7 +137,8 @@ mod tests {
     #[test]
     fn each_reason_to_turn_an_agent_away_has_its_code() {
         let code = |why: Rejection| rejected(&why).exit_code;
-        assert_eq!([code(Rejection::Revoked), code(Rejection::Unknown)], [Some(5), Some(5)]);
+        let gone = [Rejection::Revoked, Rejection::Unknown, Rejection::OldCertificate];
+        assert_eq!(gone.map(code), [Some(5); 3]);
         assert_eq!((rejected(&Rejection::Busy).outcome, code(Rejection::Replaced)), (Outcome::Warning, Some(9)));
     }
 

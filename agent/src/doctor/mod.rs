@@ -27,10 +27,10 @@ pub(crate) use machine::{Device, Memory};
 /// Whom an agent talks to, and as whom.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// `host:port` of the coordinator.
+    /// `host:port` of the coordinator; the first of several.
     pub(crate) address: String,
-    /// BLAKE3 over the CA's certificate.
-    pub(crate) ca: Digest,
+    /// BLAKE3 over the certificate of each CA that is trusted.
+    pub(crate) cas: Vec<Digest>,
     /// The agent's directory, where one is named; it need not exist.
     pub(crate) dir: Option<AgentDir>,
     /// Who has joined.

@@ -36,9 +36,9 @@ pub(super) async fn check(target: &Target, nat_s: Option<u64>, report: &mut Repo
     let shown = found.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let is_plain = shown == target.address;
     report.add(Finding::ok(ADDRESS, if is_plain { shown } else { format!("{} is {shown}", target.address) }));
-    let pings = ping(&found, salt(target.ca)).await;
+    let pings = ping(&found, salt(&target.cas)).await;
     let opened = match tls::client_endpoint() {
-        Ok(endpoint) => Line::open(&endpoint, &target.address, target.ca, None).await.map(|line| (endpoint, line)),
+        Ok(endpoint) => Line::open(&endpoint, &target.address, &target.cas, None).await.map(|line| (endpoint, line)),
         Err(error) => Err(error.into()),
     };
     report.add(judge::udp(&pings, opened.is_ok()));
@@ -72,8 +72,9 @@ fn needs(check: &'static str, other: &str) -> Finding {
 }
 
 /// A number that other programs do not send: what it is made of is no secret.
-fn salt(ca: Digest) -> u32 {
-    u32::from_le_bytes([ca.0[0], ca.0[1], ca.0[2], ca.0[3]]) ^ std::process::id()
+fn salt(cas: &[Digest]) -> u32 {
+    let first = cas.first().map_or([0; 4], |ca| [ca.0[0], ca.0[1], ca.0[2], ca.0[3]]);
+    u32::from_le_bytes(first) ^ std::process::id()
 }
 
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, Finding> {
@@ -152,7 +153,7 @@ async fn over(target: &Target, line: &Line, remote: Option<SocketAddr>, report: 
     let after = line.path();
     report.add(judge::path(after, best.round_trip.min(after.round_trip), &best.answer.remote));
     report.add(match remote {
-        Some(remote) => match udp::trains(remote, salt(target.ca)).await {
+        Some(remote) => match udp::trains(remote, salt(&target.cas)).await {
             Ok(trains) => judge::rate(&trains),
             Err(error) => Finding::skipped(RATE, format!("this machine sends no such datagrams: {error}")),
         },
@@ -177,7 +178,7 @@ async fn over(target: &Target, line: &Line, remote: Option<SocketAddr>, report: 
 /// Connects from the same socket after longer and longer silences, as long as they take `total_s` at most.
 async fn silences(endpoint: &Endpoint, target: &Target, total_s: u64) -> Result<Vec<Silence>, LineError> {
     let seen = async || -> Result<String, LineError> {
-        let line = Line::open(endpoint, &target.address, target.ca, None).await?;
+        let line = Line::open(endpoint, &target.address, &target.cas, None).await?;
         let sample = line.ask(clock::unix_ms).await;
         line.close().await;
         Ok(sample?.answer.remote)

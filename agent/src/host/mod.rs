@@ -211,7 +211,7 @@ impl AgentHost {
         match input {
             Input::Run { run, input } => {
                 if let node::Input::Event(Event::CertificateStored { renew_at_ms }) = &input {
-                    self.renewer.1 = *renew_at_ms;
+                    self.certificate_stored(now_ms, run, *renew_at_ms);
                 }
                 let is_done = matches!(input, node::Input::Done(Done::Maths(_)));
                 if is_done {

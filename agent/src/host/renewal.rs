@@ -25,6 +25,21 @@ impl AgentHost {
         self.tell(now_ms, next, Event::CertificateStored { renew_at_ms });
     }
 
+    /// The run whose session renews the certificate.
+    #[must_use]
+    pub fn renewer(&self) -> RunId {
+        self.renewer.0
+    }
+
+    /// A run has a renewed certificate: the coordinator may have asked that run for it. It renews the next one, too.
+    pub(super) fn certificate_stored(&mut self, now_ms: u64, run: RunId, renew_at_ms: u64) {
+        let before = self.renewer.0;
+        self.renewer = (run, renew_at_ms);
+        if before != run && self.members.contains_key(&before) {
+            self.tell(now_ms, before, Event::CertificateStored { renew_at_ms: u64::MAX });
+        }
+    }
+
     /// When the renewal is to be handed on, if its session is down and another one is up.
     pub(super) fn handover_ms(&self) -> Option<u64> {
         let (of, renew_at_ms) = self.renewer;

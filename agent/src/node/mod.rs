@@ -33,7 +33,7 @@ use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_io::faults;
 
 use crate::session::Session;
-use crate::session::command::{ChunkSource, Command, Ending};
+use crate::session::command::{ChunkSource, Command, Ending, Renewal, RenewedCertificate};
 use crate::session::event::{Event, Problem};
 use crate::store::FreshPayloads;
 
@@ -96,10 +96,10 @@ pub enum Output {
     Run(Job),
     /// Stop what is computed, a round at its next step or a part of another agent's; its job answers.
     StopTraining,
-    /// Make a signing request with the same key and send it.
-    Renew,
+    /// Make a signing request and send it.
+    Renew(Renewal),
     /// Put a renewed certificate in its file; answered by `Event::CertificateStored`.
-    StoreCertificate(Vec<u8>),
+    StoreCertificate(RenewedCertificate),
     /// Close the link in good order and leave. Nothing follows.
     Exit(Ending),
 }
@@ -249,8 +249,8 @@ impl AgentNode {
                 Some(StoreJob::Adopt(waiting)) => *waiting = branch,
                 _ => self.store.push(StoreJob::Adopt(branch)),
             },
-            Command::Renew => out.push(Output::Renew),
-            Command::StoreCertificate { certificate_der } => out.push(Output::StoreCertificate(certificate_der)),
+            Command::Renew(renewal) => out.push(Output::Renew(renewal)),
+            Command::StoreCertificate(renewed) => out.push(Output::StoreCertificate(renewed)),
             Command::Exit(_) => {}
         }
         None

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::pod::PodRound;
 use anabranch_common::spec::PodSpec;
-use anabranch_io::tls::{self, BindError, ParseCertificateError, TlsError};
+use anabranch_io::tls::{self, Authorities, BindError, ParseCertificateError, TlsError};
 use parking_lot::Mutex;
 use quinn::Endpoint;
 use tokio::runtime::Handle;
@@ -27,8 +27,8 @@ use super::{Address, MemberWire, OpenLinks, Parcel, Wire, WireError};
 pub struct LinkIdentity {
     /// Its run.
     pub run: RunId,
-    /// The certificate of the run's CA, in DER.
-    pub ca_der: Vec<u8>,
+    /// The CAs that have issued the certificates of members.
+    pub authorities: Authorities,
     /// Its own, in DER.
     pub certificate_der: Vec<u8>,
     /// Its key, PKCS#8 in DER.
@@ -94,9 +94,9 @@ impl Links {
     /// # Errors
     /// See [`LinksError`].
     pub fn bind(listen: SocketAddr, identity: LinkIdentity) -> Result<Self, LinksError> {
-        let LinkIdentity { run, ca_der, certificate_der, key_der } = &identity;
-        let me = tls::agent_id(certificate_der)?;
-        let config = tls::member_server(ca_der, certificate_der, key_der)?;
+        let LinkIdentity { run, authorities, certificate_der, key_der } = &identity;
+        let me = tls::parse_peer(certificate_der)?.agent;
+        let config = tls::member_server(authorities, certificate_der, key_der)?;
         let endpoint = tls::lasting_server_endpoint(listen, config, key_der)?;
         let room = Arc::new(Room::new(*run));
         let accepting = tokio::spawn(accept::accept(endpoint.clone(), Arc::clone(&room)));
@@ -109,15 +109,21 @@ impl Links {
         self.endpoint.local_addr().ok()
     }
 
-    /// Shows a renewed certificate for the same key from now on. Links that are open stay.
+    /// Shows a renewed certificate of the same agent from now on, and trusts these CAs. Links that are open stay.
     ///
     /// # Errors
     /// It cannot be used.
-    pub fn replace_certificate(&self, certificate_der: &[u8]) -> Result<(), LinksError> {
-        let mut identity = self.identity.lock();
-        let config = tls::member_server(&identity.ca_der, certificate_der, &identity.key_der)?;
+    pub fn replace_certificate(
+        &self,
+        authorities: &Authorities,
+        certificate_der: &[u8],
+        key_der: &[u8],
+    ) -> Result<(), LinksError> {
+        let config = tls::member_server(authorities, certificate_der, key_der)?;
         self.endpoint.set_server_config(Some(config));
-        identity.certificate_der = certificate_der.to_vec();
+        let mut identity = self.identity.lock();
+        identity.authorities = authorities.clone();
+        (identity.certificate_der, identity.key_der) = (certificate_der.to_vec(), key_der.to_vec());
         Ok(())
     }
 
@@ -153,8 +159,8 @@ impl Links {
         let address = round.address_of(agent).map(str::to_owned);
         let address = address.ok_or_else(|| member(format!("the round has no address of member {}", agent.short())))?;
         let identity = self.identity.lock();
-        let LinkIdentity { run, ca_der, certificate_der, key_der } = &*identity;
-        let config = tls::member_client(ca_der, certificate_der, key_der, agent);
+        let LinkIdentity { run, authorities, certificate_der, key_der } = &*identity;
+        let config = tls::member_client(authorities, certificate_der, key_der, agent);
         let config = config.map_err(|error| WireError::Member { agent: self.me, reason: error.to_string() })?;
         Ok(Dial { endpoint: self.endpoint.clone(), config, run: *run, agent, address })
     }

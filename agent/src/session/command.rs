@@ -9,7 +9,7 @@ use anabranch_common::manifest::ModelManifest;
 use anabranch_common::pod::PodRound;
 use anabranch_common::spec::{AgentSpec, TensorPolicy};
 use anabranch_common::update::UpdateKey;
-use anabranch_common::wire::message::AgentMessage;
+use anabranch_common::wire::message::{AgentMessage, RenewalKey};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::event::Outcome;
@@ -116,15 +116,30 @@ pub enum Command {
         /// The branch.
         branch: BranchId,
     },
-    /// Make a signing request with the same key and send it.
-    Renew,
+    /// Make a signing request and send it.
+    Renew(Renewal),
     /// Put the renewed certificate in its file; answered by `CertificateStored`.
-    StoreCertificate {
-        /// The certificate.
-        certificate_der: Vec<u8>,
-    },
+    StoreCertificate(RenewedCertificate),
     /// Close the connection in good order and leave.
     Exit(Ending),
+}
+
+/// Why the certificate is renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// Two thirds of its life are over. The new one is for the same key, and is shown from the next connection on.
+    Due,
+    /// The coordinator asks for it, for this key. The new one is shown at once, on a new connection.
+    Asked(RenewalKey),
+}
+
+/// What the coordinator has issued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenewedCertificate {
+    /// The certificate, in DER.
+    pub certificate_der: Vec<u8>,
+    /// The CAs to trust from now on, in DER; the present ones where there is none.
+    pub ca_ders: Vec<Vec<u8>>,
 }
 
 /// Where the content of an upload is.
@@ -241,6 +256,9 @@ pub enum Ending {
     /// Another process uses the same certificate.
     #[error("another process connected with this agent's certificate")]
     Replaced,
+    /// The certificate here was replaced by another one.
+    #[error("the certificate in this directory was replaced by a newer one: of another key, or of the next CA")]
+    OldCertificate,
     /// The coordinator says that this agent broke the protocol.
     #[error("the coordinator closed the session: {0}")]
     Protocol(String),

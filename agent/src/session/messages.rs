@@ -9,7 +9,7 @@ use anabranch_common::wire::message::{CoordinatorMessage, Rejection, RunPhase, W
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 
 use super::Session;
-use super::command::{Command, Ending};
+use super::command::{Command, Ending, RenewedCertificate};
 use super::membership::Branch;
 use super::parts::PartRequest;
 use super::replica::{Announced, Arrival, Wanted};
@@ -62,7 +62,10 @@ impl Session {
             CoordinatorMessage::ModelGone { version, digest } => self.model_gone(Wanted { version, digest }, out),
             CoordinatorMessage::Verdict { key, verdict } => self.verdict(now_ms, key, verdict, out),
             CoordinatorMessage::StateChanged { state } => self.enter(now_ms, state, out),
-            CoordinatorMessage::Renewed { certificate_der } => out.push(Command::StoreCertificate { certificate_der }),
+            CoordinatorMessage::Renewed { certificate_der, ca_ders } => {
+                out.push(Command::StoreCertificate(RenewedCertificate { certificate_der, ca_ders }));
+            }
+            CoordinatorMessage::RenewNow { key } => self.connection.renew_now(key),
             CoordinatorMessage::Welcome(_) | CoordinatorMessage::Rejected(_) => {
                 self.give_up_link("the coordinator answered the greeting twice", out);
             }
@@ -100,6 +103,7 @@ impl Session {
             Rejection::WrongRun { run } => Ending::WrongRun { enrolled: self.config.run, serving: run },
             Rejection::Unknown => Ending::Unknown,
             Rejection::Replaced => Ending::Replaced,
+            Rejection::OldCertificate => Ending::OldCertificate,
             Rejection::Protocol(text) => Ending::Protocol(text),
             Rejection::OtherModel(difference) => Ending::Manifest(difference),
             Rejection::Busy => return self.give_up_link("the coordinator does not serve this run at present", out),

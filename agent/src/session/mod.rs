@@ -180,6 +180,7 @@ impl Session {
             return out;
         }
         self.account(now_ms);
+        self.connection.at(now_ms);
         self.apply(now_ms, event, &mut out);
         if !self.life.has_ended() {
             self.go_on(now_ms, &mut out);
@@ -317,8 +318,7 @@ impl Session {
                 self.ask_for_model(now_ms, out);
             }
             if due(self.connection.renewal_ms()) {
-                self.connection.renewing();
-                out.push(Command::Renew);
+                out.push(Command::Renew(self.connection.renewing()));
             }
         }
         self.rounds.tick(now_ms);

@@ -1,5 +1,4 @@
-//! Opening a connection and its streams: TLS, and agreement on a protocol version; and enrolment, which is one request on a connection
-//! of its own.
+//! Opening a stream: agreement on a protocol version; and enrolment, which is one request on a connection of its own.
 
 use std::time::Duration;
 
@@ -11,8 +10,9 @@ use anabranch_common::wire::message::{JoinRequest, JoinResponse};
 use anabranch_io::exit::ExitCode;
 use anabranch_io::frames::{self, Format, FrameIoError, HandshakeError};
 use anabranch_io::tls::{self, BindError, ConnectProblem, TlsError};
-use quinn::{ClientConfig, Connection, Endpoint, RecvStream, SendStream};
+use quinn::{RecvStream, SendStream};
 
+use super::coordinator::Coordinator;
 use crate::session::command::Ending;
 use crate::session::event::Problem;
 
@@ -90,16 +90,6 @@ fn with_help(error: &impl std::fmt::Display, help: Option<String>) -> String {
     }
 }
 
-/// Opens connections to one coordinator with one identity.
-#[derive(Debug, Clone)]
-pub struct Dialer {
-    address: String,
-    ca_der: Vec<u8>,
-    config: ClientConfig,
-    /// The socket of every connection; without one each has its own.
-    shared: Option<Endpoint>,
-}
-
 /// A control stream on which both sides have agreed.
 #[derive(Debug)]
 pub(super) struct Control {
@@ -107,46 +97,6 @@ pub(super) struct Control {
     pub(super) recv: RecvStream,
     /// The version of the schema that both sides agreed on.
     pub(super) version: u16,
-}
-
-impl Dialer {
-    /// For the coordinator at `address` (`host:port`), which trusts and is trusted by this CA. All else is DER.
-    ///
-    /// # Errors
-    /// Certificate or key cannot be used.
-    pub fn new(address: String, ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<Self, DialError> {
-        let config = tls::client(ca_der, cert_der, key_der)?;
-        Ok(Self { address, ca_der: ca_der.to_vec(), config, shared: None })
-    }
-
-    /// The same through a socket that others use too: for many agents in one process, since a socket of its own costs each
-    /// some megabytes.
-    #[must_use]
-    pub fn through(mut self, endpoint: Endpoint) -> Self {
-        self.shared = Some(endpoint);
-        self
-    }
-
-    /// The same with a renewed certificate.
-    ///
-    /// # Errors
-    /// Certificate or key cannot be used.
-    pub fn with_certificate(&self, cert_der: &[u8], key_der: &[u8]) -> Result<Self, DialError> {
-        let renewed = Self::new(self.address.clone(), &self.ca_der, cert_der, key_der)?;
-        Ok(Self { shared: self.shared.clone(), ..renewed })
-    }
-
-    /// Connects. Returns the connection's socket too, where it has one of its own.
-    pub(super) async fn dial(&self) -> Result<(Connection, Option<Endpoint>), DialError> {
-        let (endpoint, own) = match &self.shared {
-            Some(shared) => (shared.clone(), None),
-            None => {
-                let own = tls::client_endpoint()?;
-                (own.clone(), Some(own))
-            }
-        };
-        Ok((tls::connect(&endpoint, &self.address, self.config.clone()).await?, own))
-    }
 }
 
 /// Agrees on a protocol version.
@@ -160,9 +110,10 @@ pub(super) async fn greet(mut send: SendStream, mut recv: RecvStream, purpose: P
 /// # Errors
 /// The coordinator was not reached, is not the one that the token names, or the exchange broke. A refusal is an answer.
 pub async fn join(token: &JoinToken, csr_der: Vec<u8>) -> Result<JoinResponse, DialError> {
+    let config = tls::client_pinned(&token.ca_fingerprints)?;
+    let coordinator = Coordinator::new(token.addresses.clone());
     let endpoint = tls::client_endpoint()?;
-    let config = tls::client_pinned(token.ca_fingerprint)?;
-    let connection = tls::connect(&endpoint, &token.address, config).await?;
+    let connection = coordinator.connect(&endpoint, &config, HANDSHAKE).await?;
     let (send, recv) = connection.open_bi().await.map_err(|error| tls::explain(&error))?;
     let Control { mut send, mut recv, version } = greet(send, recv, Purpose::Join).await?;
     let format = |kind| Format { kind, version };

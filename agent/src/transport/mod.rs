@@ -7,6 +7,7 @@
 //!  driver ◄─NetEvent── control stream, chunk streams, the end of the link and why
 //! ```
 
+mod coordinator;
 mod dial;
 mod queue;
 mod runs;
@@ -28,7 +29,8 @@ use anabranch_io::frames::{Format, FrameReader, FrameWriter};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-pub use dial::{DialError, Dialer, join};
+pub use coordinator::{Credentials, Dialer};
+pub use dial::{DialError, join};
 pub use queue::{NetReceiver, NetSender, queue};
 pub use runs::{RunsEvent, RunsLink, subscribe};
 pub use uplink::Uplink;

@@ -57,7 +57,8 @@ impl World {
         let server = tls::server_endpoint(([127, 0, 0, 1], 0).into(), config).expect("a free port");
         let address = server.local_addr().expect("bound").to_string();
         let (certificate, key) = certify(&issuer, "agent", ExtendedKeyUsagePurpose::ClientAuth);
-        let uplink = Uplink::new(Dialer::new(address, &ca, &certificate, &key).expect("they fit"));
+        let credentials = Credentials { authorities: (&ca).into(), certificate_der: certificate, key_der: key };
+        let uplink = Uplink::new(Dialer::new(vec![address], &credentials).expect("they fit"));
         let (sender, receiver) = queue();
         Self { server, uplink, sender, receiver }
     }

@@ -21,9 +21,10 @@ use quinn::{Connection, Endpoint, RecvStream};
 use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinSet;
 
+use super::coordinator::Outage;
 use super::dial::{self, Control};
 use super::queue::Tell;
-use super::{Dialer, NetEvent};
+use super::{Credentials, Dialer, NetEvent};
 use crate::session::event::Problem;
 
 /// How long a chunk may take.
@@ -41,6 +42,7 @@ pub struct Uplink {
     dialer: Mutex<Arc<Dialer>>,
     /// The latest attempt to connect.
     attempt: Mutex<Arc<Attempt>>,
+    outage: Mutex<Outage>,
 }
 
 /// An attempt to connect, and what it came to. Whoever needs the connection meanwhile waits for the same attempt.
@@ -102,17 +104,42 @@ impl Uplink {
     /// Connects with `dialer` when a stream is wanted.
     #[must_use]
     pub fn new(dialer: Dialer) -> Arc<Self> {
-        Arc::new(Self { dialer: Mutex::new(Arc::new(dialer)), attempt: Mutex::default() })
+        Arc::new(Self { dialer: Mutex::new(Arc::new(dialer)), attempt: Mutex::default(), outage: Mutex::default() })
     }
 
-    /// Connects with a renewed certificate from the next connection on.
+    /// Connects with these credentials from the next connection on.
     ///
     /// # Errors
     /// Certificate or key cannot be used.
-    pub fn renew(&self, cert_der: &[u8], key_der: &[u8]) -> Result<(), dial::DialError> {
+    pub fn renew(&self, credentials: &Credentials) -> Result<(), dial::DialError> {
         let mut dialer = self.dialer.lock();
-        *dialer = Arc::new(dialer.with_certificate(cert_der, key_der)?);
+        *dialer = Arc::new(dialer.with_credentials(credentials)?);
         Ok(())
+    }
+
+    /// Closes the connection that is open, if one is. Each of its streams hears that it may be opened anew.
+    pub fn reconnect(&self, why: &str) {
+        let attempt = Arc::clone(&self.attempt.lock());
+        let open = attempt.0.get().and_then(|made| made.as_ref().ok()).and_then(Weak::upgrade);
+        if let Some(open) = open {
+            // One that was given up before ends for that reason.
+            let _ = open.given_up.set(Problem::Transient(why.to_owned()));
+            open.connection.close(0u32.into(), b"done");
+        }
+    }
+
+    /// The address of the coordinator that worked last, or is tried first.
+    #[must_use]
+    pub fn address(&self) -> String {
+        self.dialer.lock().address().to_owned()
+    }
+
+    /// The certificates that the coordinator has shown on the connection that is open, in DER, its own first.
+    #[must_use]
+    pub fn shown(&self) -> Vec<Vec<u8>> {
+        let attempt = Arc::clone(&self.attempt.lock());
+        let open = attempt.0.get().and_then(|made| made.as_ref().ok()).and_then(Weak::upgrade);
+        open.map_or_else(Vec::new, |open| tls::peer_certificates(&open.connection))
     }
 
     /// Opens a stream for `purpose`. Chunks that belong to it go to `tell`.
@@ -146,7 +173,9 @@ impl Uplink {
             let slot = &mut made;
             let known = attempt.0.get_or_init(|| async move {
                 let dialer = Arc::clone(&self.dialer.lock());
-                let (connection, own) = dialer.dial().await.map_err(|error| error.to_problem())?;
+                let outage = self.outage.lock().lasts();
+                let (connection, own) = dialer.dial(outage).await.map_err(|error| error.to_problem())?;
+                self.outage.lock().over();
                 let open = Open::new(connection, own);
                 Ok(Arc::downgrade(slot.insert(open)))
             });

@@ -8,7 +8,8 @@ use crate::spec::Activations;
 use crate::token::PagePermission;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
-    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
+    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RenewalKey,
+    RunPhase, Welcome,
 };
 use crate::wire::operator::{
     OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
@@ -26,7 +27,7 @@ layout! {
 
     struct JoinRequest { token_secret, csr_der }
     enum JoinResponse {
-        0 = Enrolled { run, agent, name, certificate_der, ca_der },
+        0 = Enrolled { run, agent, name, certificate_der, ca_der, next_ca_der since 7 or None },
         1 = Refused(why),
     }
     enum JoinRefusal {
@@ -101,13 +102,15 @@ layout! {
         8 = ModelGone { version, digest },
         9 = Verdict { key, verdict },
         10 = StateChanged { state },
-        11 = Renewed { certificate_der },
+        11 = Renewed { certificate_der, ca_ders since 7 or Vec::new() },
         12 = LeaseDeferred,
         13 = Pod(round),
         14 = PodOver { mark },
         15 = NeedPart { mark, part, transfer, bytes, first, missing },
         16 = PartDone { mark },
+        17 = RenewNow { key } since 7,
     }
+    enum RenewalKey { 0 = Same, 1 = New }
     struct Welcome { run, branch, agent, name, epoch, spec, model, state }
     enum Rejection {
         0 = Revoked,
@@ -117,6 +120,7 @@ layout! {
         4 = Protocol(text),
         5 = Busy,
         6 = OtherModel(text),
+        7 = OldCertificate since 7,
     }
     enum RunPhase { 0 = Pending, 1 = Running, 2 = Paused, 3 = Finished }
 
@@ -147,6 +151,10 @@ layout! {
         4 = PageTokenCreate { name, ttl_ms, permission, secret_digest } since 7,
         5 = PageTokenList since 7,
         6 = PageTokenRevoke { id } since 7,
+        7 = AgentRotate { agent } since 7,
+        8 = CaRotate since 7,
+        9 = CaStatus since 7,
+        10 = CaFinish { force } since 7,
     }
     enum PagePermission { 0 = View, 1 = Operate }
     enum OperatorResponse {

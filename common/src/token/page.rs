@@ -86,7 +86,7 @@ impl FromStr for PageToken {
         if body.len() != BODY_CHARS {
             return Err(PageTokenError::Form);
         }
-        let bytes = from_base32(body).map_err(|_| PageTokenError::Form)?;
+        let bytes = from_base32(body, PAGE_PREFIX.len()).map_err(|_| PageTokenError::Form)?;
         let (secret, sum) = bytes.split_first_chunk::<SECRET_BYTES>().ok_or(PageTokenError::Form)?;
         // The text itself is compared as well: it says more than the bytes, because of the bits that fill it up.
         if checksum(secret) != *sum || !to_base32(&bytes).eq_ignore_ascii_case(body) {

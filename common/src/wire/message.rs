@@ -46,6 +46,8 @@ pub enum JoinResponse {
         certificate_der: Vec<u8>,
         /// The CA's certificate, in DER; its digest is in the token.
         ca_der: Vec<u8>,
+        /// During a rollover the certificate of the next CA, in DER.
+        next_ca_der: Option<Vec<u8>>,
     },
     /// Not enrolled.
     Refused(JoinRefusal),
@@ -155,7 +157,7 @@ pub enum AgentMessage {
     },
     /// A new certificate, please.
     Renew {
-        /// Certificate signing request in DER, with the same key.
+        /// Certificate signing request in DER, with the same key; with another one where the coordinator has asked for that.
         csr_der: Vec<u8>,
     },
     /// Going away on purpose; the reason is for people.
@@ -262,6 +264,8 @@ pub enum CoordinatorMessage {
     Renewed {
         /// The certificate.
         certificate_der: Vec<u8>,
+        /// The CAs to trust from now on, in DER; none from a coordinator that does not say so.
+        ca_ders: Vec<Vec<u8>>,
     },
     /// Compute this round together. To the owner: the pod of its lease, which was granted before; or another attempt.
     Pod(Box<PodRound>),
@@ -290,6 +294,20 @@ pub enum CoordinatorMessage {
         /// Which.
         mark: PodMark,
     },
+    /// Please renew the certificate now, and connect with the new one.
+    RenewNow {
+        /// For which key.
+        key: RenewalKey,
+    },
+}
+
+/// The key of a certificate that is renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenewalKey {
+    /// The one that the agent has.
+    Same,
+    /// A new one. The old one is refused from the first connection with the new one on.
+    New,
 }
 
 /// Answer to an agent's first message.
@@ -333,6 +351,8 @@ pub enum Rejection {
     Busy,
     /// The tensors of the initial model that it offered are not those of the run's `[model]`; the text says which differs.
     OtherModel(String),
+    /// Its certificate was replaced: by one for another key, or by one of the next CA.
+    OldCertificate,
 }
 
 /// State of a run.

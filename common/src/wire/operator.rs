@@ -144,6 +144,20 @@ pub enum RegistryRequest {
         /// Its id.
         id: String,
     },
+    /// `agents rotate`: new keys and certificates.
+    AgentRotate {
+        /// Id in hexadecimal, or name; every agent when absent.
+        agent: Option<String>,
+    },
+    /// `ca rotate`: begins a rollover to a new CA.
+    CaRotate,
+    /// `ca status`: answered by a `CaStatus` as JSON.
+    CaStatus,
+    /// `ca finish`: ends the rollover.
+    CaFinish {
+        /// Even though members still hold certificates of the old CA.
+        force: bool,
+    },
 }
 
 impl From<RunRequest> for OperatorRequest {
@@ -177,7 +191,8 @@ pub enum OperatorResponse {
     /// Done; the text is for people.
     Done(String),
     /// `StatusReport`, `[AgentStatus]`, `[TokenStatus]`, `[PageTokenStatus]`, `[CheckpointStatus]`, `VerifyReport`,
-    /// `[RunSummary]`, `RunCreated`, `SearchStarted`, `SearchReport`, `[SearchSummary]` or `SearchResult` as JSON.
+    /// `[RunSummary]`, `RunCreated`, `SearchStarted`, `SearchReport`, `[SearchSummary]`, `SearchResult` or `CaStatus` as
+    /// JSON.
     Json(String),
     /// The content of a model follows.
     ModelFollows {

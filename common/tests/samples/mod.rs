@@ -27,7 +27,8 @@ use anabranch_common::token::PagePermission;
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use anabranch_common::wire::message::{
-    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RunPhase, Welcome,
+    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RenewalKey,
+    RunPhase, Welcome,
 };
 use anabranch_common::wire::operator::{
     OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
@@ -285,6 +286,7 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
         Rejection::Protocol("lease request before hello".into()),
         Rejection::Busy,
         Rejection::OtherModel("tensor 0".into()),
+        Rejection::OldCertificate,
     ];
     messages.extend(rejections.map(CoordinatorMessage::Rejected));
     let model =
@@ -307,7 +309,10 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
     messages.extend([accepted].into_iter().chain(refused).map(verdict));
     messages.extend([
         CoordinatorMessage::StateChanged { state: RunPhase::Finished },
-        CoordinatorMessage::Renewed { certificate_der: vec![0x30, 0x02] },
+        CoordinatorMessage::Renewed {
+            certificate_der: vec![0x30, 0x02],
+            ca_ders: vec![vec![0x30, 0x06], vec![0x30, 0x07]],
+        },
         CoordinatorMessage::LeaseDeferred,
         CoordinatorMessage::Pod(Box::new(PodRound {
             mark: PodMark { lease: lease().id, attempt: 1 },
@@ -327,6 +332,8 @@ pub(crate) fn coordinator_messages() -> Vec<CoordinatorMessage> {
             missing: Missing::all(1),
         },
         CoordinatorMessage::PartDone { mark: PodMark { lease: lease().id, attempt: 2 } },
+        CoordinatorMessage::RenewNow { key: RenewalKey::Same },
+        CoordinatorMessage::RenewNow { key: RenewalKey::New },
     ]);
     messages
 }
@@ -351,6 +358,7 @@ pub(crate) fn join_responses() -> Vec<JoinResponse> {
         name: "clinic".into(),
         certificate_der: vec![0x30, 0x05],
         ca_der: vec![0x30, 0x06],
+        next_ca_der: Some(vec![0x30, 0x07]),
     };
     [enrolled].into_iter().chain(refusals.map(JoinResponse::Refused)).collect()
 }
@@ -431,6 +439,10 @@ pub(crate) fn registry_requests() -> Vec<RegistryRequest> {
         },
         RegistryRequest::PageTokenList,
         RegistryRequest::PageTokenRevoke { id: "bbaaccdd".into() },
+        RegistryRequest::AgentRotate { agent: Some("clinic".into()) },
+        RegistryRequest::CaRotate,
+        RegistryRequest::CaStatus,
+        RegistryRequest::CaFinish { force: true },
     ]
 }
 

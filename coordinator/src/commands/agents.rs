@@ -1,4 +1,4 @@
-//! `agents list|revoke`.
+//! `agents list|revoke|rotate`.
 
 use anabranch_common::status::AgentStatus;
 use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
@@ -25,6 +25,10 @@ pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
         }
         AgentsVerb::Revoke { target, agent } => {
             let done = Coordinator::reach(&target)?.ask_done(RegistryRequest::AgentRevoke { agent })?;
+            output::print_line(&done)
+        }
+        AgentsVerb::Rotate { target, agent, all: _ } => {
+            let done = Coordinator::reach(&target)?.ask_done(RegistryRequest::AgentRotate { agent })?;
             output::print_line(&done)
         }
     }

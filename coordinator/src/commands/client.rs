@@ -13,8 +13,7 @@ use anabranch_common::wire::handshake::Purpose;
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RunRequest, RunsRequest};
 use anabranch_io::exit::{ExitCode, Fail};
 use anabranch_io::frames::{self, Format};
-use anabranch_io::tls;
-use anabranch_io::tls::ConnectProblem;
+use anabranch_io::tls::{self, Authorities, ConnectProblem};
 use anyhow::Context as _;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::runtime::Runtime;
@@ -47,12 +46,12 @@ impl Client {
     /// Connects to `address` (`host:port`) as an operator.
     pub(super) fn connect(
         address: &str,
-        ca_der: &[u8],
+        authorities: Authorities,
         operator: &Credential,
         patience: Duration,
     ) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let config = tls::client(ca_der, &operator.certificate_der, &operator.key_der).map_err(|error| {
+        let config = tls::client(authorities, &operator.certificate_der, &operator.key_der).map_err(|error| {
             let fail = Fail::new(ExitCode::Config, error.to_string());
             fail.help("use operator.crt, operator.key and ca.crt of the same coordinator")
         })?;
@@ -108,7 +107,8 @@ fn connect_fail(problem: ConnectProblem, address: &str) -> anyhow::Error {
     let help = match problem.of_one() {
         ConnectProblem::UnknownCa | ConnectProblem::OurCaUnknown => format!(
             "the coordinator at {address} belongs to another directory: check the address, or use operator.crt, \
-             operator.key and ca.crt from the tls/ of the directory it was started with"
+             operator.key and ca.crt from the tls/ of the directory it was started with, as they are now: `ca finish` \
+             replaces them"
         ),
         ConnectProblem::Refused(_) => {
             "the certificate has to be an operator's: use operator.crt and operator.key from the coordinator's tls/".into()

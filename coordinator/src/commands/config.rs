@@ -39,7 +39,7 @@ pub(super) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
     if home != dir.dir {
         return Ok(());
     }
-    let agents = config.server.advertised();
+    let agents = config.server.advertised().join(", ");
     output::print(&format!("listens on {}; agents are sent to {agents}\n", config.server.listen))
 }
 

@@ -8,6 +8,7 @@
 //! ```
 
 mod agents;
+mod ca;
 mod checkpoint;
 mod client;
 mod config;
@@ -46,6 +47,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Token(verb) => token::token(verb),
         Verb::Page(PageVerb::Token(verb)) => page::token(verb),
         Verb::Agents(verb) => agents::agents(verb),
+        Verb::Ca(verb) => ca::ca(verb),
         Verb::Status(args) => status::status(&args),
         Verb::Runs(verb) => runs::runs(verb),
         Verb::Search(verb) => search::search(verb),

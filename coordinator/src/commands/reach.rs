@@ -54,8 +54,8 @@ impl Coordinator {
             return Err(fail.help("or name a directory with --dir").into());
         };
         let operator = identity::read_pair(cert, key).map_err(identity_fail)?;
-        let ca_der = identity::read_certificate(ca).map_err(identity_fail)?;
-        Ok(Self::Running(Client::connect(address, &ca_der, &operator, Client::PATIENCE)?))
+        let authorities = identity::read_authorities(ca).map_err(identity_fail)?;
+        Ok(Self::Running(Client::connect(address, authorities, &operator, Client::PATIENCE)?))
     }
 
     /// The coordinator of a directory, to change something: root does so as the directory's owner.
@@ -82,7 +82,7 @@ impl Coordinator {
             };
             let identity = load_identity(dir)?;
             let address = config.server.local().to_string();
-            match Client::connect(&address, identity.ca_der(), identity.operator(), ATTEMPT) {
+            match Client::connect(&address, identity.authorities(), identity.operator(), ATTEMPT) {
                 Ok(client) => return Ok(Self::Running(client)),
                 // Worth another try: the one that holds the directory may be starting, or may have just finished.
                 Err(error) if anabranch_io::exit::code_of(&error) == ExitCode::Unavailable => {
@@ -207,7 +207,7 @@ pub(crate) fn load_identity(dir: &Path) -> anyhow::Result<Identity> {
 pub(crate) fn identity_fail(error: IdentityError) -> anyhow::Error {
     let help = match &error {
         IdentityError::Exists(_) => {
-            "a run's CA is never replaced, because its agents trust no other; choose another directory"
+            "agents trust these keys: `ca rotate` replaces them; for another coordinator choose another directory"
         }
         IdentityError::Unreadable { .. } | IdentityError::Damaged { .. } => {
             "restore the file from a backup of the directory, or check the path"
@@ -215,12 +215,14 @@ pub(crate) fn identity_fail(error: IdentityError) -> anyhow::Error {
         IdentityError::BadName(_) => "give a host name or an IP address, without a port",
         IdentityError::Unwritable { .. } => "check the path, its permissions and the free space",
         IdentityError::Clock { .. } => "set this machine's clock (NTP); agents check the certificates with theirs",
+        IdentityError::NoRollover => "`anabranch-coordinator ca rotate` begins one",
         IdentityError::Certificate(_) => "",
     };
     let code = match &error {
         IdentityError::BadName(_) => ExitCode::Usage,
         IdentityError::Unwritable { .. } => ExitCode::Storage,
         IdentityError::Clock { .. } => ExitCode::Clock,
+        IdentityError::NoRollover => ExitCode::Unavailable,
         _ => ExitCode::Config,
     };
     let fail = Fail::new(code, error.to_string());

@@ -1,5 +1,6 @@
 //! A stopped coordinator: the store answers what a running one would.
 
+mod authority;
 mod many;
 mod searches;
 
@@ -20,10 +21,11 @@ use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::state::RunState;
 use crate::core::status;
 use crate::driver;
-use crate::identity::run;
+use crate::identity::{Identity, run};
 use crate::node::JobError;
 use crate::recovery::{self, Recovered, RecoveryError};
 use crate::registry::Registry;
+use crate::registry::certificates::Authorities;
 use crate::rest::{Rest, RestError, RolledBack};
 use crate::runs;
 use crate::store::{SledStore, Store as _};
@@ -210,7 +212,9 @@ impl Stopped {
     }
 
     fn registry(&self) -> anyhow::Result<Registry> {
-        driver::registry(self.store.catalogue())
+        // Members and tokens do not depend on keys that cannot be read.
+        let authorities = Identity::load(&self.dir).ok().and_then(|own| Authorities::of(&own.authorities()));
+        Ok(driver::registry(self.store.catalogue())?.with_authorities(authorities))
     }
 
     /// Every member, with what the run's journal says of it.
@@ -222,7 +226,11 @@ impl Stopped {
 
     /// Answers with the registry of a running coordinator. Tokens do not depend on the journal, whose replay may take long.
     fn operate(&mut self, operation: RegistryRequest) -> anyhow::Result<OperatorResponse> {
-        let operation = self.with_ids(operation)?;
+        let operation = match operation {
+            RegistryRequest::CaRotate => return self.begin_rollover(),
+            RegistryRequest::CaFinish { force } => return self.finish_rollover(force),
+            operation => self.with_ids(operation)?,
+        };
         // Members and tokens are in the store of the process.
         self.selected = None;
         let recovered = match operation {

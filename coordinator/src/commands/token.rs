@@ -1,7 +1,7 @@
 //! `token create|list|revoke`.
 
 use anabranch_common::ids::{Digest, RunId};
-use anabranch_common::status::TokenStatus;
+use anabranch_common::status::{CaStatus, TokenStatus};
 use anabranch_common::token::JoinToken;
 use anabranch_common::wire::operator::RegistryRequest;
 use anabranch_io::cli::OutputArgs;
@@ -16,9 +16,9 @@ use crate::identity;
 
 pub(super) fn token(verb: TokenVerb) -> anyhow::Result<()> {
     match verb {
-        TokenVerb::Create { target, name, ttl, uses, address, runs, output } => {
+        TokenVerb::Create { target, name, ttl, uses, addresses, runs, output } => {
             let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-            create(&target, Wanted { name, ttl_ms, uses, address, runs }, output)
+            create(&target, Wanted { name, ttl_ms, uses, addresses, runs }, output)
         }
         TokenVerb::List(args) => list(&args),
         TokenVerb::Revoke { target, id } => {
@@ -32,22 +32,24 @@ struct Wanted {
     name: Option<String>,
     ttl_ms: u64,
     uses: u32,
-    address: Option<String>,
+    addresses: Vec<String>,
     runs: Vec<String>,
 }
 
 /// The secret is made here and leaves this process in the printed token only: the coordinator gets its digest.
 fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Result<()> {
-    let Wanted { name, ttl_ms, uses, address, runs } = wanted;
-    let (ca_fingerprint, default_address) = whereabouts(target)?;
+    let Wanted { name, ttl_ms, uses, addresses, runs } = wanted;
+    let mut coordinator = Coordinator::reach(target)?;
+    let (ca_fingerprints, default_addresses) = whereabouts(target, &mut coordinator)?;
+    let addresses = if addresses.is_empty() { default_addresses } else { addresses };
     let mut secret = [0u8; 32];
     getrandom::fill(&mut secret).context("the system gives no random numbers")?;
-    let token = JoinToken { address: address.unwrap_or(default_address), ca_fingerprint, secret }.to_string();
+    let token = JoinToken { addresses, ca_fingerprints, secret }.to_string();
     let readable = token.parse::<JoinToken>();
     readable.map_err(|error| Fail::new(ExitCode::Usage, error.to_string()).help("give --address as HOST:PORT"))?;
     let secret_digest = Digest::of(&secret).0;
     let request = RegistryRequest::TokenCreate { name, ttl_ms, uses, secret_digest, runs };
-    let id = Coordinator::reach(target)?.ask_done(request)?;
+    let id = coordinator.ask_done(request)?;
     let expires_at_ms = clock::unix_ms().saturating_add(ttl_ms);
     if output.json {
         let object = serde_json::json!({ "id": id, "token": token, "expires_at_ms": expires_at_ms, "uses": uses });
@@ -63,15 +65,21 @@ fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Re
     Ok(())
 }
 
-/// The CA that the token pins and the address that it carries unless told otherwise.
-fn whereabouts(target: &TargetArgs) -> anyhow::Result<(Digest, String)> {
+/// The CAs that the token pins and the addresses that it carries unless told otherwise.
+fn whereabouts(target: &TargetArgs, coordinator: &mut Coordinator) -> anyhow::Result<(Vec<Digest>, Vec<String>)> {
     if let (Some(address), Some(ca)) = (&target.connect, &target.ca) {
-        let ca = identity::read_certificate(ca).map_err(reach::identity_fail)?;
-        return Ok((Digest::of(&ca), address.clone()));
+        let pinned = identity::read_authorities(ca).map_err(reach::identity_fail)?.fingerprints();
+        // A copy of ca.crt from before a rollover lacks the next CA. A coordinator that has no answer has no rollover.
+        let cas = coordinator.ask_json(RegistryRequest::CaStatus).ok();
+        let cas = cas.map(|json| output::read_report::<CaStatus>(&json, "the CAs")).transpose()?;
+        let known = cas.map(|CaStatus { current, next, .. }| {
+            std::iter::once(current).chain(next).map(|ca| ca.fingerprint).collect()
+        });
+        return Ok((known.unwrap_or(pinned), vec![address.clone()]));
     }
     let dir = target.dir.as_deref().context("neither --dir nor --connect")?;
     let config = reach::load_config(dir)?;
-    Ok((reach::load_identity(dir)?.ca_fingerprint(), config.server.advertised()))
+    Ok((reach::load_identity(dir)?.authorities().fingerprints(), config.server.advertised()))
 }
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {

@@ -60,7 +60,7 @@ pub struct Config {
 pub struct ServerConfig {
     /// Address and UDP port to listen on.
     pub listen: SocketAddr,
-    /// Names and addresses under which agents reach this coordinator; the first one goes into join tokens.
+    /// Names and addresses under which agents reach this coordinator; join tokens carry them in this order.
     pub names: Vec<String>,
     /// Life of an agent's certificate in days; it is renewed over the open connection at two thirds of it.
     pub agent_certificate_days: u32,
@@ -74,19 +74,25 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// The address that a join token carries: the first of `names`, else the address of `listen`, else (where that is a
-    /// wildcard) 127.0.0.1; with the port of `listen`.
+    /// The addresses that a join token carries: `names`, at most `limits::COORDINATOR_ADDRESSES` of them, else the address of
+    /// `listen`, else (where that is a wildcard) 127.0.0.1; with the port of `listen`.
     #[must_use]
-    pub fn advertised(&self) -> String {
+    pub fn advertised(&self) -> Vec<String> {
         let port = self.listen.port();
-        match self.names.first() {
-            Some(host) if host.parse::<Ipv6Addr>().is_ok() => format!("[{host}]:{port}"),
-            Some(host) => format!("{host}:{port}"),
-            // Without a scope, which means nothing to another machine.
-            None if !self.listen.ip().is_unspecified() => SocketAddr::new(self.listen.ip(), port).to_string(),
-            // [::] takes IPv4 too.
-            None => SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string(),
+        let address = |host: &String| match host.parse::<Ipv6Addr>() {
+            Ok(_) => format!("[{host}]:{port}"),
+            Err(_) => format!("{host}:{port}"),
+        };
+        if !self.names.is_empty() {
+            return self.names.iter().take(limits::COORDINATOR_ADDRESSES).map(address).collect();
         }
+        vec![if self.listen.ip().is_unspecified() {
+            // [::] takes IPv4 too.
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port)).to_string()
+        } else {
+            // Without a scope, which means nothing to another machine.
+            SocketAddr::new(self.listen.ip(), port).to_string()
+        }]
     }
 
     /// Why agents that use `name` cannot reach a coordinator on `listen`; none where they can, or where only the name

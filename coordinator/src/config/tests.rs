@@ -31,7 +31,7 @@ fn broken(from: &str, to: &str) -> (String, usize) {
 fn the_template_is_valid_and_says_what_init_was_told() {
     let config = parse(&template()).expect("the template is valid");
     assert_eq!((config.spec.name.as_str(), config.spec.seed), ("mnist", 7));
-    assert_eq!(config.server.advertised(), "trainer.example.org:4433");
+    assert_eq!(config.server.advertised(), ["trainer.example.org:4433", "10.0.0.7:4433"]);
     assert_eq!(config.server.local().to_string(), "127.0.0.1:4433");
     assert_eq!(config.server.names, ["trainer.example.org", "10.0.0.7"]);
     assert_eq!(config.schedule, ScheduleConfig::default(), "the template shows the defaults");
@@ -399,8 +399,11 @@ fn a_gpt_has_keys_of_its_own_and_none_of_the_others() {
 #[test]
 fn the_advertised_address_of_an_ipv6_name_has_brackets() {
     let server = ServerConfig { names: vec!["fd00::7".into()], ..ServerConfig::default() };
-    assert_eq!(server.advertised(), "[fd00::7]:4433");
-    assert_eq!(ServerConfig::default().advertised(), "127.0.0.1:4433");
+    assert_eq!(server.advertised(), ["[fd00::7]:4433"]);
+    assert_eq!(ServerConfig::default().advertised(), ["127.0.0.1:4433"]);
+    let names = (0..=limits::COORDINATOR_ADDRESSES).map(|n| format!("10.0.0.{n}")).collect();
+    let many = ServerConfig { names, ..ServerConfig::default() }.advertised();
+    assert_eq!((many.len(), many[1].as_str()), (limits::COORDINATOR_ADDRESSES, "10.0.0.1:4433"));
 }
 
 /// What is bound is what agents are sent to.
@@ -416,7 +419,7 @@ fn without_a_name_tokens_carry_the_address_that_is_bound() {
         ("[::]:4433", "127.0.0.1:4433"),
     ] {
         let server = ServerConfig { listen: listen.parse().expect("an address"), ..ServerConfig::default() };
-        assert_eq!(server.advertised(), expected, "on {listen}");
+        assert_eq!(server.advertised(), [expected], "on {listen}");
     }
 }
 

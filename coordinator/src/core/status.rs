@@ -100,6 +100,9 @@ fn agent_status(agent: AgentId, state: &AgentState) -> AgentStatus {
             reason: reason.clone(),
             failures: state.evaluation_failures,
         }),
+        // The registry knows.
+        certificate_expires_at_ms: None,
+        rotates: false,
     }
 }
 

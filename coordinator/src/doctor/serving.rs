@@ -64,7 +64,7 @@ async fn look(config: &Config, identity: Option<&Identity>) -> Listener {
         return Listener::Other;
     }
     let (Some(identity), Ok(endpoint)) = (identity, tls::client_endpoint()) else { return Listener::Other };
-    let Ok(line) = Line::open(&endpoint, &local.to_string(), identity.ca_fingerprint(), None).await else {
+    let Ok(line) = Line::open(&endpoint, &local.to_string(), &identity.authorities().fingerprints(), None).await else {
         return Listener::Other;
     };
     let software = line.ask(clock::unix_ms).await.map(|sample| sample.answer.software);
@@ -145,8 +145,7 @@ async fn resolve(name: &str, port: u16) -> Way {
 }
 
 fn judge_names(config: &Config, found: &[(String, Way)]) -> Finding {
-    let advertised = config.server.advertised();
-    let tokens = format!("tokens carry {advertised}");
+    let tokens = format!("tokens carry {}", config.server.advertised().join(", "));
     let Some((first, way)) = found.first() else {
         let is_for_others = !config.server.listen.ip().is_unspecified() && !config.server.listen.ip().is_loopback();
         return if is_for_others {
@@ -208,19 +207,26 @@ pub(super) fn judge_certificates(identity: &Identity, now_ms: u64) -> Vec<Findin
         expired: "start `anabranch-coordinator run` again: it renews this certificate",
         ends_soon: "the next start of `anabranch-coordinator run` renews it",
     };
-    let never = Remedies {
-        expired: "this CA cannot be renewed: make a new directory with `init`, import the model, and let agents join again",
-        ends_soon: "plan a new directory: agents of this CA have to join again when it ends",
+    let replaced = Remedies {
+        expired: "agents trust no certificate of this CA any more: make a new directory with `init`, import the model, and \
+                  let agents join again",
+        ends_soon: "replace it in time, while agents go on: `anabranch-coordinator ca rotate`",
     };
     let of = |check, der: &[u8], remedies| match Life::of(der) {
         Ok(life) => life.judge(check, now_ms, "this machine's", remedies),
         Err(error) => Finding::failure(check, ExitCode::Config, error.to_string(), "restore tls/ from a backup"),
     };
-    vec![
-        of("ca-certificate", identity.ca_der(), never),
+    let next = identity.next_ca_der().map(|der| {
+        let begun =
+            Remedies { expired: replaced.expired, ends_soon: "end the rollover: `anabranch-coordinator ca finish`" };
+        of("next-ca-certificate", der, begun)
+    });
+    let present = [
+        of("ca-certificate", identity.ca_der(), replaced),
         of("server-certificate", &identity.server().certificate_der, renewed),
         of("operator-certificate", &identity.operator().certificate_der, renewed),
-    ]
+    ];
+    present.into_iter().chain(next).collect()
 }
 
 #[cfg(test)]

@@ -65,8 +65,7 @@ impl Publisher {
         if metrics.is_none() && page.is_none() && tensorboard.is_none() {
             return Ok(None);
         }
-        let certificates = identity.expiries().map(|(name, expires_at_s)| Certificate { name, expires_at_s });
-        let (out, snapshots) = watch::channel(Arc::new(Snapshot::starting(certificates.into())));
+        let (out, snapshots) = watch::channel(Arc::new(Snapshot::starting(certificates(&identity.expiries()))));
         let events = Arc::new(Events::default());
         let grants = watch::Sender::new(grants);
         let mut tasks = JoinSet::new();
@@ -108,6 +107,15 @@ impl Publisher {
         });
     }
 
+    /// Has later snapshots show these certificates.
+    pub(super) fn show_certificates(&self, expiries: &[(&'static str, i64)]) {
+        self.out.send_modify(|snapshot| {
+            let mut changed = Snapshot::clone(snapshot);
+            changed.certificates = certificates(expiries);
+            *snapshot = Arc::new(changed);
+        });
+    }
+
     /// Publishes what the process does and knows now.
     fn publish(&mut self, host: &Host) {
         let taken = clock::monotonic();
@@ -139,6 +147,10 @@ impl Publisher {
             tokio::time::timeout(Duration::from_millis(limits::EXIT_MS), curves).await.ok();
         }
     }
+}
+
+fn certificates(expiries: &[(&'static str, i64)]) -> Vec<Certificate> {
+    expiries.iter().map(|(name, expires_at_s)| Certificate { name, expires_at_s: *expires_at_s }).collect()
 }
 
 /// Returns how long the loop rests from snapshots after one that has taken so long.

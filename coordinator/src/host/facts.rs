@@ -1,10 +1,10 @@
 //! Who may take part in which run, and what `doctor` is told of it: the same decision as for a hello, without its effects.
 
-use anabranch_common::ids::{AgentId, RunId};
+use anabranch_common::ids::RunId;
 use anabranch_common::wire::message::Rejection;
 use anabranch_common::wire::probe::{Facts, RunFacts};
 
-use super::{Host, Output};
+use super::{Caller, Host, Output};
 use crate::core::event::RequestId;
 
 impl Host {
@@ -12,8 +12,9 @@ impl Host {
     ///
     /// # Errors
     /// Why it is turned away.
-    pub(super) fn admit(&self, agent: AgentId, run: RunId) -> Result<&str, Rejection> {
-        let name = self.registry.greet(agent)?;
+    pub(super) fn admit(&self, caller: Caller, run: RunId) -> Result<&str, Rejection> {
+        let Caller { agent, certificate } = caller;
+        let name = self.registry.greet(agent, certificate.as_ref())?;
         let may_enter = self.registry.may_enter(agent, run);
         if may_enter && self.serving().any(|served| served == run) {
             return Ok(name);
@@ -34,8 +35,8 @@ impl Host {
     }
 
     /// Answers an agent that asks about a run.
-    pub(super) fn tell_facts(&mut self, request: RequestId, agent: AgentId, run: RunId) {
-        let facts = match self.admit(agent, run) {
+    pub(super) fn tell_facts(&mut self, request: RequestId, caller: Caller, run: RunId) {
+        let facts = match self.admit(caller, run) {
             Err(why) => Facts::Rejected(why),
             Ok(_) => match self.nodes.get(&run) {
                 Some(node) => Facts::Run(Box::new(RunFacts {

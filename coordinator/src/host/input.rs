@@ -12,6 +12,7 @@ use crate::core::event::{Event, PeerId, RequestId};
 use crate::core::status::Answer;
 use crate::node::{Done, DownloadId};
 use crate::registry;
+use crate::registry::roster::Certificate;
 
 /// What can happen to a process.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub enum Input {
         peer: PeerId,
         /// The agent, by its certificate.
         agent: AgentId,
+        /// Its certificate; none in a simulation, where there are no certificates.
+        certificate: Option<Certificate>,
         /// The content of the hello.
         hello: AgentHello,
     },
@@ -31,6 +34,8 @@ pub enum Input {
         peer: PeerId,
         /// The agent, by its certificate.
         agent: AgentId,
+        /// Its certificate; none in a simulation, where there are no certificates.
+        certificate: Option<Certificate>,
         /// The runs that it wants.
         wanted: RunsWanted,
     },
@@ -40,6 +45,8 @@ pub enum Input {
         request: RequestId,
         /// The agent, by its certificate.
         agent: AgentId,
+        /// Its certificate; none in a simulation, where there are no certificates.
+        certificate: Option<Certificate>,
         /// The run.
         run: RunId,
     },
@@ -77,7 +84,7 @@ pub enum Input {
         request: RequestId,
         /// The token's secret.
         secret: [u8; 32],
-        /// The agent, by the key that has signed the request.
+        /// The key that has signed the request.
         agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,

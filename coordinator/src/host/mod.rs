@@ -19,6 +19,7 @@
 //! `runs` has what operators do with whole runs, `searches` the searches over configurations.
 
 mod answer;
+mod certificates;
 mod facts;
 mod input;
 mod output;
@@ -53,8 +54,10 @@ use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::node::{self, JobError, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
+use crate::registry::roster::Certificate;
 use crate::registry::save::{self, SaveJob};
-use crate::registry::{self, Registry, SignJob, Signed};
+use crate::registry::{self, Registry, Signed, SignerJob};
+use certificates::welcomed;
 use subscriptions::Subscriptions;
 
 /// `agents revoke`, saved, while runs have to hear of it.
@@ -62,6 +65,24 @@ use subscriptions::Subscriptions;
 struct Revocation {
     runs: BTreeSet<RunId>,
     response: OperatorResponse,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    agent: AgentId,
+    /// None in a simulation, where there are no certificates.
+    certificate: Option<Certificate>,
+}
+
+/// A control stream whose agent was let in.
+#[derive(Debug)]
+struct Admitted {
+    run: RunId,
+    agent: AgentId,
+    certificate: Option<Certificate>,
+    /// Whether the run has welcomed the agent.
+    is_welcomed: bool,
 }
 
 /// Whether the process goes on.
@@ -103,13 +124,15 @@ pub struct Host {
     looking: usize,
     /// Monotonic time in milliseconds at which stores with a quota are measured next.
     measure_at_ms: u64,
-    /// The run of each connection whose agent was let in.
-    peers: BTreeMap<PeerId, RunId>,
+    /// Each control stream whose agent was let in.
+    peers: BTreeMap<PeerId, Admitted>,
+    /// The stream on which each member was asked to renew its certificate.
+    asked_to_renew: BTreeMap<AgentId, PeerId>,
     /// At most `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` changes of operators: the registry
     /// counts them.
     saver: Lane<SaveJob>,
     /// The same joins, and one renewal of each control stream: at most `limits::CONTROL_STREAMS` of each connection.
-    signer: Lane<SignJob>,
+    signer: Lane<SignerJob>,
     revocations: BTreeMap<RequestId, Revocation>,
     /// Agents that hear which runs there are.
     subscriptions: Subscriptions,
@@ -142,6 +165,7 @@ impl Host {
             looking: 0,
             measure_at_ms: 0,
             peers: BTreeMap::new(),
+            asked_to_renew: BTreeMap::new(),
             saver: Lane::default(),
             signer: Lane::default(),
             revocations: BTreeMap::new(),
@@ -233,13 +257,20 @@ impl Host {
                 self.tell(now, run, node::Input::Done(done));
                 self.note_done(run);
             }
-            Input::Hello { peer, agent, hello } => self.hello(now, peer, agent, hello),
-            Input::Subscribe { peer, agent, wanted } => self.subscribe(peer, agent, wanted),
-            Input::Facts { request, agent, run } => self.tell_facts(request, agent, run),
+            Input::Hello { peer, agent, certificate, hello } => {
+                self.hello(now, Caller { agent, certificate }, peer, hello);
+            }
+            Input::Subscribe { peer, agent, certificate, wanted } => {
+                self.subscribe(Caller { agent, certificate }, peer, wanted);
+            }
+            Input::Facts { request, agent, certificate, run } => {
+                self.tell_facts(request, Caller { agent, certificate }, run);
+            }
             Input::Disconnected { peer } => {
                 self.subscriptions.closed(peer);
                 self.signer.retain(|job| !job.renews_for(peer));
-                if let Some(run) = self.peers.remove(&peer) {
+                if let Some(Admitted { run, agent, .. }) = self.peers.remove(&peer) {
+                    self.not_asked(agent, peer);
                     self.tell(now, run, node::Input::Event(Event::Disconnected { peer }));
                 }
             }
@@ -334,7 +365,7 @@ impl Host {
     }
 
     fn tell_peer_run(&mut self, now: Now, peer: PeerId, input: node::Input) {
-        if let Some(run) = self.peers.get(&peer) {
+        if let Some(Admitted { run, .. }) = self.peers.get(&peer) {
             self.tell(now, *run, input);
         }
     }
@@ -357,7 +388,11 @@ impl Host {
         self.out.reserve(outputs.len());
         for output in outputs {
             match output {
-                node::Output::ToPeer(what) => self.out.push(Output::ToPeer(what)),
+                node::Output::ToPeer(what) => {
+                    let welcomed = welcomed(&what);
+                    self.out.push(Output::ToPeer(what));
+                    welcomed.into_iter().for_each(|peer| self.note_welcome(peer));
+                }
                 node::Output::Run(job) => {
                     self.note_job(run, &job);
                     self.out.push(Output::Run { run, job });
@@ -380,20 +415,25 @@ impl Host {
         }
     }
 
-    fn hello(&mut self, now: Now, peer: PeerId, agent: AgentId, hello: AgentHello) {
-        match self.admit(agent, hello.run).map(str::to_owned) {
+    fn hello(&mut self, now: Now, caller: Caller, peer: PeerId, hello: AgentHello) {
+        let Caller { agent, certificate } = caller;
+        match self.admit(caller, hello.run).map(str::to_owned) {
             Ok(name) => {
-                self.peers.insert(peer, hello.run);
+                self.peers.insert(peer, Admitted { run: hello.run, agent, certificate, is_welcomed: false });
+                if let Some(certificate) = certificate {
+                    self.tell_registry(now, registry::Event::Shown { agent, certificate });
+                    self.close_replaced(agent);
+                }
                 self.tell(now, hello.run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
             }
             Err(why) => self.reject(peer, why),
         }
     }
 
-    fn subscribe(&mut self, peer: PeerId, agent: AgentId, wanted: RunsWanted) {
-        match self.registry.greet(agent) {
+    fn subscribe(&mut self, caller: Caller, peer: PeerId, wanted: RunsWanted) {
+        match self.registry.greet(caller.agent, caller.certificate.as_ref()) {
             Ok(_) => {
-                let before = self.subscriptions.opened(peer, agent, wanted);
+                let before = self.subscriptions.opened(peer, caller.agent, wanted);
                 self.out.extend(before.map(|peer| Output::ToPeer(ToPeer::Close { peer })));
             }
             // The control streams of its runs say why.
@@ -448,8 +488,12 @@ impl Host {
             registry::Command::Save(job) => self.saver.push(job),
             registry::Command::Sign(job) => {
                 // A further token may be for further runs.
-                self.subscriptions.may_enter_more(job.agent());
+                job.agent().into_iter().for_each(|agent| self.subscriptions.may_enter_more(agent));
                 self.signer.push(job);
+            }
+            registry::Command::AskToRenew { request, response } => {
+                self.ask_all_to_renew();
+                self.out.push(Output::Reply { request, answer: response.into() });
             }
             registry::Command::DeferJoin { request } => self.out.push(Output::DeferJoin { request }),
             registry::Command::RefuseJoin { request, refusal } => {
@@ -487,11 +531,12 @@ impl Host {
                             self.tell_registry(now, registry::Event::JoinAnswered);
                             self.out.push(Output::JoinReply { request, response });
                         }
-                        Signed::Renewal { peer, certificate_der } if self.peers.contains_key(&peer) => {
-                            let message = Box::new(CoordinatorMessage::Renewed { certificate_der });
+                        Signed::Renewal { peer, certificate_der, ca_ders } if self.peers.contains_key(&peer) => {
+                            let message = Box::new(CoordinatorMessage::Renewed { certificate_der, ca_ders });
                             self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));
                         }
                         Signed::Renewal { .. } => {}
+                        Signed::Authority { request, outcome } => self.stepped(now, request, outcome),
                     }
                 }
             }

@@ -11,8 +11,8 @@ use crate::core::event::{PeerId, RequestId};
 use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::status::Answer;
 use crate::node::{Job, JobError, ToPeer};
-use crate::registry::SignJob;
 use crate::registry::save::SaveJob;
+use crate::registry::{Shown, SignerJob};
 
 use super::runs::RunsJob;
 use super::searches::SearchesJob;
@@ -61,8 +61,10 @@ pub enum Output {
     },
     /// Make items of the registry durable: [`save`](crate::registry::save::save); answered by [`Input::Registry`](super::Input::Registry).
     Save(Vec<SaveJob>),
-    /// Issue certificates: [`SignJob::run`]; answered by [`Input::Registry`](super::Input::Registry).
-    Sign(Vec<SignJob>),
+    /// Issue certificates, and change the CA: [`SignerJob::run`]; answered by [`Input::Registry`](super::Input::Registry).
+    Sign(Vec<SignerJob>),
+    /// Show another certificate to whoever connects from now on, and trust other CAs.
+    Show(Box<Shown>),
     /// Answer an operator.
     Reply {
         /// The request that is answered.

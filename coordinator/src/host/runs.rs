@@ -221,7 +221,7 @@ impl Host {
         if summary.state == RunStanding::Running && node.core().is_held() {
             (summary.state, summary.problem) = (RunStanding::Paused, self.held_by(run));
         }
-        summary.connected = self.peers.values().filter(|of| **of == run).count() as u64;
+        summary.connected = self.peers.values().filter(|peer| peer.run == run).count() as u64;
         if let Some(state) = node.core().state() {
             summary.version = Some(state.version);
             summary.updates_accepted = state.totals.accepted;
@@ -482,11 +482,12 @@ impl Host {
         let node = self.nodes.remove(&run);
         self.subscriptions.ended(run);
         self.measuring.remove(&run);
-        for (peer, _) in self.peers.extract_if(.., |_, of| *of == run) {
+        for (peer, _) in self.peers.extract_if(.., |_, peer| peer.run == run) {
             if connections == ConnectionEnd::Close {
                 self.out.push(Output::ToPeer(ToPeer::Close { peer }));
             }
         }
+        self.asked_to_renew.retain(|_, peer| self.peers.contains_key(peer));
         self.revocations.values_mut().for_each(|waiting| _ = waiting.runs.remove(&run));
         for (request, _) in self.asked.extract_if(.., |_, of| *of == run) {
             self.out.push(Output::Reply { request, answer: OperatorResponse::Failed(why.to_owned()).into() });

@@ -84,7 +84,7 @@ fn an_agent_is_told_of_a_run_without_taking_part() {
     world.outputs.clear();
     world.jobs.clear();
     let mut ask = |agent, run| {
-        world.handle(Input::Facts { request: REQUEST, agent, run });
+        world.handle(Input::Facts { request: REQUEST, agent, certificate: None, run });
         match &world.outputs[..] {
             [Output::Facts { request: REQUEST, facts }] if world.jobs.is_empty() => {
                 let facts = facts.clone();
@@ -349,7 +349,7 @@ fn a_join_that_is_being_signed_keeps_the_process_until_it_has_its_answer() {
 #[test]
 fn a_renewal_goes_to_the_connection_that_asked_while_it_lives() {
     let mut world = World::started();
-    let renewal = || Signed::Renewal { peer: PeerId(1), certificate_der: vec![4] };
+    let renewal = || Signed::Renewal { peer: PeerId(1), certificate_der: vec![4], ca_ders: vec![] };
     world.handle(Input::Message { peer: PeerId(1), message: AgentMessage::Renew { csr_der: vec![1] } });
     assert!(matches!(world.jobs[..], [Output::Sign(_)]), "{:?}", world.jobs);
     world.handle(Input::Registry(registry::Done::Signed(vec![renewal()])));

@@ -2,9 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use anabranch_common::limits;
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -32,6 +33,24 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), IdentityError> {
     fs::rename(from, to).map_err(unwritable(to))?;
     let parent = to.parent().unwrap_or(Path::new("."));
     fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(unwritable(parent))
+}
+
+/// Puts a copy in the place of `to`, whole, with the mode of the original.
+pub(super) fn copy_whole(from: &Path, to: &Path) -> Result<(), IdentityError> {
+    let mode = fs::metadata(from).map_err(unwritable(from))?.permissions().mode();
+    let name = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let partial = to.with_file_name(format!("{name}.partial"));
+    let text = String::from_utf8(read(from)?).map_err(|error| damaged(from, error.to_string()))?;
+    write(&partial, &text, mode)?;
+    rename(&partial, to)
+}
+
+/// Removes a folder, if it is there.
+pub(super) fn remove_folder(path: &Path) -> Result<(), IdentityError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(unwritable(path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), IdentityError> {
@@ -107,6 +126,18 @@ pub(super) fn read_certificate(path: &Path) -> Result<Vec<u8>, IdentityError> {
     let certificate = CertificateDer::from_pem_slice(&pem)
         .map_err(|error| damaged(path, format!("no certificate in it ({error})")))?;
     Ok(certificate.to_vec())
+}
+
+/// Every certificate of a file, in DER: at least one, and at most `limits::AUTHORITIES`.
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<Vec<u8>>, IdentityError> {
+    let pem = read(path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.map_err(|error| damaged(path, format!("no certificate in it ({error})")))?;
+    if !(1..=limits::AUTHORITIES).contains(&found.len()) {
+        let problem = format!("{} certificates in it, expected 1 to {}", found.len(), limits::AUTHORITIES);
+        return Err(damaged(path, problem));
+    }
+    Ok(found.iter().map(|der| der.to_vec()).collect())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anabranch_common::ids::{AgentId, Digest};
+use anabranch_io::tls;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SerialNumber,
@@ -10,7 +11,7 @@ use rcgen::{
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use super::{Credential, IdentityError, IssueError, Issued, is_server_name};
+use super::{Credential, IdentityError, IssueError, Issued, Member, is_server_name};
 use crate::config::{is_label, label_problem};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -20,6 +21,9 @@ const SERVICE_LIFE: Duration = DAY.saturating_mul(730);
 const BACKDATED: Duration = Duration::from_secs(5 * 60);
 /// Every server certificate is good for these, so that verbs work on the coordinator's own machine.
 const LOCAL_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// `serialNumber` in a subject (X.520): the identity of an agent whose first key was replaced.
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 
 type Authority = Issuer<'static, KeyPair>;
 
@@ -69,8 +73,8 @@ pub(super) fn operator_for_key(ca: &Authority, key_der: &[u8], now_ms: u64) -> R
 
 pub(super) fn agent(
     ca: &Authority,
+    Member { agent, name }: Member<'_>,
     csr_der: &[u8],
-    name: &str,
     lifetime_days: u32,
     now_ms: u64,
 ) -> Result<Issued, IssueError> {
@@ -81,13 +85,15 @@ pub(super) fn agent(
     let mut params = subject("agent", name, DAY.saturating_mul(lifetime_days), now_ms);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let spki = request.public_key.subject_public_key_info();
+    if AgentId::of_public_key(&spki) != agent {
+        params.distinguished_name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), agent.to_string());
+    }
     params.serial_number = Some(serial_of(&spki));
     let certificate = params.signed_by(&request.public_key, ca).map_err(certificate_error)?;
     let certificate_der = certificate.der().to_vec();
     // Taken from the certificate itself, because that is where the transport takes it from.
-    let (_, parsed) = X509Certificate::from_der(&certificate_der).map_err(certificate_error)?;
-    let agent = AgentId::of_public_key(parsed.tbs_certificate.subject_pki.raw);
-    Ok(Issued { agent, certificate_der })
+    let peer = tls::parse_peer(&certificate_der).map_err(certificate_error)?;
+    Ok(Issued { agent: peer.agent, key: peer.key, certificate_der })
 }
 
 /// Returns the agent whose key a certificate request is for and signed by.

@@ -2,22 +2,26 @@
 //!
 //! ```text
 //!  tls/ca.crt  ca.key         10 years; its BLAKE3 is in every join token
+//!  tls/next/                  during a rollover the same files of the CA that takes its place (see `rollover`)
 //!  tls/server.crt  .key        2 years; O=Anabranch OU=server, every name under which agents reach it
 //!  tls/operator.crt .key       2 years; O=Anabranch OU=operator, what `status`, `pause` and the like show
 //!  an agent's certificate     30 days; O=Anabranch OU=agent CN=its name, for the key of its request
 //! ```
-//! An identity is a key: [`AgentId::of_public_key`]. Names are for people. Time is an argument, Unix milliseconds.
+//! An identity is that of the first key: [`AgentId::of_public_key`]. A certificate for a later key says whose it is, with
+//! `serialNumber=<id>` in its subject. Names are for people. Time is an argument, Unix milliseconds.
 
 mod files;
 mod issue;
+mod own;
+mod rollover;
 pub mod run;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anabranch_common::ids::{AgentId, Digest};
-use rcgen::{Issuer, KeyPair};
-use rustls::pki_types::CertificateDer;
+use anabranch_io::tls::Authorities;
+use own::OwnSet;
 
 /// Name of the folder with keys and certificates in a coordinator's directory.
 pub const FOLDER: &str = "tls";
@@ -40,17 +44,27 @@ impl std::fmt::Debug for Credential {
 #[derive(Debug)]
 pub struct Identity {
     dir: PathBuf,
-    ca_der: Vec<u8>,
-    ca: Issuer<'static, KeyPair>,
-    server: Credential,
-    operator: Credential,
+    own: OwnSet,
+    /// During a rollover.
+    next: Option<OwnSet>,
+}
+
+/// Whom a certificate names.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// Its identity.
+    pub agent: AgentId,
+    /// Its name.
+    pub name: &'a str,
 }
 
 /// An agent's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issued {
-    /// Whose it is: follows from the key alone.
+    /// Whose it is.
     pub agent: AgentId,
+    /// The id of its key: another one once the first key was replaced.
+    pub key: AgentId,
     /// The certificate, in DER.
     pub certificate_der: Vec<u8>,
 }
@@ -98,6 +112,9 @@ pub enum IdentityError {
         /// Until when.
         until: String,
     },
+    /// There is no next CA.
+    #[error("no rollover to a new CA is under way")]
+    NoRollover,
     /// The cryptography library refused.
     #[error("cannot make a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -128,80 +145,71 @@ impl Identity {
         if tls.symlink_metadata().is_ok() {
             return Err(IdentityError::Exists(tls));
         }
-        let (ca_certificate, ca) = issue::authority(now_ms)?;
-        let server = issue::server(&ca, names, now_ms)?;
-        let operator = issue::operator(&ca, now_ms)?;
-        let partial = dir.join(format!("{FOLDER}.partial"));
-        files::fresh_folder(&partial)?;
-        files::write_secret(&partial.join("ca.key"), &ca.key().serialize_pem())?;
-        files::write_public(&partial.join("ca.crt"), &ca_certificate)?;
-        files::write_credential(&partial, "server", &server, ca_certificate.as_slice())?;
-        files::write_credential(&partial, "operator", &operator, &[])?;
-        files::rename(&partial, &tls)?;
-        Ok(Self { dir: tls, ca_der: ca_certificate, ca, server, operator })
+        let own = OwnSet::create(&tls, &dir.join(format!("{FOLDER}.partial")), names, now_ms)?;
+        Ok(Self { dir: tls, own, next: None })
     }
 
-    /// Reads `dir/tls` and checks that keys and certificates belong together.
+    /// Reads `dir/tls` and checks that keys and certificates belong together. Changes nothing.
     ///
     /// # Errors
     /// A file is missing, unreadable or not what it should be.
     pub fn load(dir: &Path) -> Result<Self, IdentityError> {
         let tls = dir.join(FOLDER);
-        let ca = files::read_credential(&tls, "ca")?;
-        let server = files::read_credential(&tls, "server")?;
-        let operator = files::read_credential(&tls, "operator")?;
-        let damaged = |error: rcgen::Error| files::damaged(&tls.join("ca.key"), error.to_string());
-        let key = KeyPair::try_from(ca.key_der.as_slice()).map_err(damaged)?;
-        let certificate = CertificateDer::from(ca.certificate_der.as_slice());
-        let issuer = Issuer::from_ca_cert_der(&certificate, key)
-            .map_err(|error| files::damaged(&tls.join("ca.crt"), error.to_string()))?;
-        for (name, credential) in [("server", &server), ("operator", &operator)] {
-            if !issue::signed_by(&credential.certificate_der, &ca.certificate_der) {
-                let problem = "it was not issued by ca.crt".to_owned();
-                return Err(files::damaged(&tls.join(format!("{name}.crt")), problem));
-            }
-        }
-        Ok(Self { dir: tls, ca_der: ca.certificate_der, ca: issuer, server, operator })
+        let (own, next) = rollover::load(&tls)?;
+        Ok(Self { dir: tls, own, next })
     }
 
-    /// The CA's certificate, in DER.
+    /// The certificate of the CA whose certificates the server shows, in DER.
     #[must_use]
     pub fn ca_der(&self) -> &[u8] {
-        &self.ca_der
+        &self.own.ca_der
     }
 
-    /// BLAKE3 over the CA's certificate: what a join token pins.
+    /// During a rollover the certificate of the next CA, in DER.
+    #[must_use]
+    pub fn next_ca_der(&self) -> Option<&[u8]> {
+        self.next.as_ref().map(|next| next.ca_der.as_slice())
+    }
+
+    /// The CAs that are trusted. The first one has issued the server's certificate.
+    #[must_use]
+    pub fn authorities(&self) -> Authorities {
+        let next = self.next.iter().map(|next| next.ca_der.clone());
+        Authorities::new(std::iter::once(self.own.ca_der.clone()).chain(next).collect())
+    }
+
+    /// BLAKE3 over the CA's certificate: what a join token pins, beside that of the next CA during a rollover.
     #[must_use]
     pub fn ca_fingerprint(&self) -> Digest {
-        Digest::of(&self.ca_der)
+        Digest::of(&self.own.ca_der)
     }
 
     /// The server's certificate and key. The server presents this certificate followed by [`ca_der`](Self::ca_der).
     #[must_use]
     pub fn server(&self) -> &Credential {
-        &self.server
+        &self.own.server
     }
 
     /// The operator's certificate and key.
     #[must_use]
     pub fn operator(&self) -> &Credential {
-        &self.operator
+        &self.own.operator
     }
 
-    /// Each certificate in `tls/`, by the name of its file, with the Unix time in seconds at which it expires.
+    /// Each certificate in `tls/`, by the path of its file without its ending, with the Unix time in seconds at which it
+    /// expires.
     #[must_use]
-    pub fn expiries(&self) -> [(&'static str, i64); 3] {
-        let certificates = [
-            ("ca", &self.ca_der),
-            ("server", &self.server.certificate_der),
-            ("operator", &self.operator.certificate_der),
-        ];
-        certificates.map(|(name, der)| (name, issue::expires_at_s(der)))
+    pub fn expiries(&self) -> Vec<(&'static str, i64)> {
+        let next = self.next.as_ref().map(|next| {
+            let [ca, server, operator] = next.expiries().map(|(_, at_s)| at_s);
+            [("next/ca", ca), ("next/server", server), ("next/operator", operator)]
+        });
+        self.own.expiries().into_iter().chain(next.into_iter().flatten()).collect()
     }
 
-    /// Issues a certificate for the key of `csr_der` (PKCS#10, DER). Nothing else in the request counts: name, role and
-    /// life are set here. The serial number follows from the key, so that the same key always gets an equivalent
-    /// certificate.
+    /// Issues a certificate for the key of `csr_der` (PKCS#10, DER) to the agent with that key. Nothing else in the request
+    /// counts: name, role and life are set here. The serial number follows from the key, so that the same key always gets
+    /// an equivalent certificate. During a rollover the next CA issues it.
     ///
     /// # Errors
     /// See [`IssueError`].
@@ -212,28 +220,35 @@ impl Identity {
         lifetime_days: u32,
         now_ms: u64,
     ) -> Result<Issued, IssueError> {
-        issue::agent(&self.ca, csr_der, name, lifetime_days, now_ms)
+        let agent = issue::requester(csr_der)?;
+        self.issue_member(Member { agent, name }, csr_der, lifetime_days, now_ms)
     }
 
-    /// Issues the server's and the operator's certificates anew when two thirds of their life are over, and the
-    /// server's also when it lacks one of `names`. Says which were renewed. Keys stay.
+    /// Issues a certificate likewise to a member, whose present key may be another one than its first.
     ///
     /// # Errors
-    /// The CA is not valid at `now_ms`, a name is no name, or a file cannot be written; the old certificates stay in
+    /// See [`IssueError`].
+    pub fn issue_member(
+        &self,
+        member: Member<'_>,
+        csr_der: &[u8],
+        lifetime_days: u32,
+        now_ms: u64,
+    ) -> Result<Issued, IssueError> {
+        let newest = self.next.as_ref().unwrap_or(&self.own);
+        issue::agent(&newest.ca, member, csr_der, lifetime_days, now_ms)
+    }
+
+    /// Issues the server's and the operator's certificates anew when two thirds of their life are over, and the server's
+    /// also when it lacks one of `names`; during a rollover those of both CAs. Says which were renewed. Keys stay.
+    ///
+    /// # Errors
+    /// A CA is not valid at `now_ms`, a name is no name, or a file cannot be written; the old certificates stay in
     /// place then.
     pub fn renew(&mut self, names: &[String], now_ms: u64) -> Result<Vec<&'static str>, IdentityError> {
-        issue::check_clock(&self.ca_der, now_ms)?;
-        let mut renewed = Vec::new();
-        let certificate = &self.server.certificate_der;
-        if issue::is_due(certificate, now_ms) || !issue::covers(certificate, names) {
-            self.server = issue::server_for_key(&self.ca, &self.server.key_der, names, now_ms)?;
-            files::replace_certificate(&self.dir, "server", &self.server, &self.ca_der)?;
-            renewed.push("server");
-        }
-        if issue::is_due(&self.operator.certificate_der, now_ms) {
-            self.operator = issue::operator_for_key(&self.ca, &self.operator.key_der, now_ms)?;
-            files::replace_certificate(&self.dir, "operator", &self.operator, &[])?;
-            renewed.push("operator");
+        let renewed = self.own.renew(names, now_ms)?;
+        if let Some(next) = &mut self.next {
+            next.renew(names, now_ms)?;
         }
         Ok(renewed)
     }
@@ -261,6 +276,14 @@ pub fn read_pair(certificate: &Path, key: &Path) -> Result<Credential, IdentityE
 /// The file is missing, unreadable or holds no certificate.
 pub fn read_certificate(path: &Path) -> Result<Vec<u8>, IdentityError> {
     files::read_certificate(path)
+}
+
+/// Reads the CAs of a coordinator from a PEM file: one, or several one after the other.
+///
+/// # Errors
+/// The file is missing, unreadable or holds no certificate.
+pub fn read_authorities(path: &Path) -> Result<Authorities, IdentityError> {
+    files::read_certificates(path).map(Authorities::new)
 }
 
 /// Whether `name` is a host name or an IP address, without a port.

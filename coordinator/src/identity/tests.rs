@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use rcgen::CertificateParams;
+use rcgen::{CertificateParams, KeyPair};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::*;
@@ -154,4 +154,76 @@ fn server_names_are_host_names_and_addresses() {
     for bad in ["", "a b", "a:1", "-a", "a-", "a..b", "999.1.1.1", "https://a", "10.0.0.7:1", "ä", &"a".repeat(64)] {
         assert!(!is_server_name(bad), "{bad}");
     }
+}
+
+fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let read = |name: &str| (name.to_owned(), std::fs::read(dir.join(name)).expect("a file"));
+    own::FILES.map(read).to_vec()
+}
+
+/// A rollover in each state in which a killed process leaves it.
+#[test]
+fn a_rollover_that_is_cut_off_leaves_a_folder_that_loads() {
+    let dir = folder();
+    let tls = dir.path().join("tls");
+    let names = ["trainer.example.org".to_owned()];
+    let mut identity = Identity::create(dir.path(), &names, NOW_MS).expect("created");
+    let old = identity.ca_fingerprint();
+    assert!(matches!(identity.finish_rollover(), Err(IdentityError::NoRollover)));
+
+    std::fs::create_dir(tls.join("next.partial")).expect("made");
+    std::fs::write(tls.join("next.partial/ca.key"), "half").expect("written");
+    let loaded = Identity::load(dir.path()).expect("killed while the next CA was made");
+    assert_eq!(loaded.authorities().fingerprints(), [old]);
+
+    identity.begin_rollover(&names, NOW_MS).expect("begun");
+    assert!(matches!(identity.begin_rollover(&names, NOW_MS), Err(IdentityError::Exists(_))));
+    let loaded = Identity::load(dir.path()).expect("loaded");
+    let [first, new] = loaded.authorities().fingerprints()[..] else { panic!("two CAs") };
+    assert!(first == old && new != old);
+    assert_eq!(loaded.server().certificate_der, identity.server().certificate_der, "every member trusts it");
+    let issued = loaded.issue_agent(&csr(&KeyPair::generate().expect("a key"), &[]), "clinic", 30, NOW_MS);
+    let issued = issued.expect("issued").certificate_der;
+    assert!(loaded.next_ca_der().is_some_and(|next| issue::signed_by(&issued, next)));
+    assert_eq!(loaded.expiries().len(), 6);
+
+    std::fs::rename(tls.join("next"), tls.join("finishing")).expect("renamed");
+    let new_files = files(&tls.join("finishing"));
+    for copied in 0..=own::FILES.len() {
+        for (name, content) in new_files.iter().take(copied) {
+            std::fs::write(tls.join(name), content).expect("written");
+        }
+        let loaded = Identity::load(dir.path()).expect("killed while files were copied");
+        assert_eq!(loaded.authorities().fingerprints(), [new], "{copied} files are in their place");
+    }
+    let mut loaded = Identity::load(dir.path()).expect("loaded");
+    loaded.settle().expect("settled");
+    assert_eq!(files(&tls), new_files);
+    assert!(!tls.join("finishing").exists() && !tls.join("next.partial").exists());
+    let mode = std::fs::metadata(tls.join("ca.key")).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    let loaded = Identity::load(dir.path()).expect("loaded");
+    assert_eq!(loaded.authorities().fingerprints(), [new]);
+    assert!(issue::covers(&loaded.server().certificate_der, &names));
+}
+
+#[test]
+fn a_certificate_for_a_later_key_says_whose_it_is() {
+    let dir = folder();
+    let mut identity = Identity::create(dir.path(), &[], NOW_MS).expect("created");
+    let request = csr(&KeyPair::generate().expect("a key"), &[]);
+    let key = requester(&request).expect("signed");
+    let agent = AgentId([7; 16]);
+    let issued = identity.issue_member(Member { agent, name: "clinic" }, &request, 30, NOW_MS).expect("issued");
+    assert_eq!((issued.agent, issued.key), (agent, key));
+    let peer = anabranch_io::tls::parse_peer(&issued.certificate_der).expect("an agent's");
+    assert_eq!((peer.agent, peer.key), (agent, key));
+    assert_eq!(peer.authority, anabranch_io::tls::authority_id(identity.ca_der()));
+    identity.begin_rollover(&[], NOW_MS).expect("begun");
+    identity.finish_rollover().expect("ended");
+    let issued = identity.issue_agent(&request, "clinic", 30, NOW_MS).expect("issued");
+    let peer = anabranch_io::tls::parse_peer(&issued.certificate_der).expect("an agent's");
+    assert_eq!((peer.agent, peer.authority), (key, anabranch_io::tls::authority_id(identity.ca_der())));
+    assert!(anabranch_io::tls::is_of_authority(&identity.server().certificate_der, identity.ca_der()));
+    assert!(!anabranch_io::tls::is_of_authority(&issued.certificate_der, identity.ca_der()), "not a server's");
 }

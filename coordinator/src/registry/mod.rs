@@ -11,6 +11,9 @@
 //!  PageTokenRevoke ► change ────────► Save ─► Saved ─► Reply, and what is granted to requests of the page
 //!  PageTokenUsed ──► note ──────────► Save                            at most one at a time is being saved
 //!  AgentRevoke ──► mark ─────────────► Save ─► Saved ─► Revoke        every run is told, then the operator
+//!  AgentRotate ──► mark ─────────────► Save ─► Saved ─► AskToRenew    connected members are asked, then the operator
+//!  Shown ────────► note ─────────────► Save ─► Saved                  the certificate with which a member has connected
+//!  CaRotate, CaFinish ────────────────────────────────► Sign          the CA's steps; AuthorityDone answers the operator
 //! ```
 //! While the disk stalls, `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` requests of operators wait;
 //! joins do not take the room of operators, who may be revoking the token that is used for them.
@@ -24,8 +27,10 @@
 //! |---|---|
 //! | `roster`, `tokens` | members and tokens, and the items that they are saved as |
 //! | `page_tokens` | tokens of the operator's page, and what they grant |
-//! | `save`, `sign` | the jobs: items become durable, certificates are issued |
+//! | `certificates` | new keys of members, and the way from one CA to the next |
+//! | `save`, `sign` | the jobs: items become durable, certificates are issued, the CA changes |
 
+pub mod certificates;
 pub mod page_tokens;
 pub mod roster;
 pub mod save;
@@ -43,16 +48,18 @@ use anabranch_common::status::AgentStatus;
 use anabranch_common::wire::message::{JoinRefusal, Rejection};
 use anabranch_common::wire::operator::{OperatorResponse, RegistryRequest};
 
+use certificates::Authorities;
 use page_tokens::{NewPageToken, PageGrants};
-use roster::Roster;
+use roster::{Certificate, Roster};
 use save::SaveJob;
 use sign::Purpose;
-pub use sign::{SignJob, Signed};
+pub use sign::{AuthorityStep, Shown, SignJob, Signed, Signer, SignerJob, Stepped};
 use tokens::NewToken;
 
 use crate::core::allowance::Allowance;
 use crate::core::event::{Now, PeerId, RequestId};
 use crate::core::status;
+use crate::identity;
 use crate::store::StorageError;
 
 /// What can happen to the registry.
@@ -66,7 +73,7 @@ pub enum Event {
         run: RunId,
         /// The token's secret.
         secret: [u8; 32],
-        /// The agent, by the key that has signed the request.
+        /// The key that has signed the request.
         agent: AgentId,
         /// The request for a certificate, in DER.
         csr_der: Vec<u8>,
@@ -87,12 +94,26 @@ pub enum Event {
         /// The request.
         operation: RegistryRequest,
     },
+    /// A member has connected with a certificate that it may use.
+    Shown {
+        /// The member.
+        agent: AgentId,
+        /// Its certificate.
+        certificate: Certificate,
+    },
     /// A join whose certificate was ordered is answered.
     JoinAnswered,
     /// A page token was used.
     PageTokenUsed {
         /// Its id.
         id: String,
+    },
+    /// A change of the CA that was ordered has been made, or not.
+    AuthorityDone {
+        /// Where the answer goes.
+        request: RequestId,
+        /// What has changed, or why nothing has.
+        outcome: Result<(AuthorityStep, Authorities), String>,
     },
     /// Items are durable.
     Saved {
@@ -106,8 +127,8 @@ pub enum Event {
 pub enum Command {
     /// Store or delete items of the catalogue; answered by [`Event::Saved`].
     Save(SaveJob),
-    /// Issue a certificate and send it to whoever asked.
-    Sign(SignJob),
+    /// Issue a certificate and send it to whoever asked, or change the CA.
+    Sign(SignerJob),
     /// Close the connection of a join without an answer: its agent tries again.
     DeferJoin {
         /// Where the answer would go.
@@ -126,6 +147,14 @@ pub enum Command {
         request: RequestId,
         /// The revoked agent.
         agent: AgentId,
+        /// The answer.
+        response: OperatorResponse,
+    },
+    /// Ask connected members to renew their certificates as far as [`Registry::renewal_wanted`] says so, then tell the
+    /// operator.
+    AskToRenew {
+        /// Where the answer goes.
+        request: RequestId,
         /// The answer.
         response: OperatorResponse,
     },
@@ -155,8 +184,12 @@ pub enum Done {
 #[derive(Debug, Default)]
 pub struct Registry {
     roster: Roster,
+    /// The CAs of the process, where they are known.
+    authorities: Option<Authorities>,
     /// What follows once the items of a ticket are durable.
-    saving: BTreeMap<u64, Command>,
+    saving: BTreeMap<u64, Next>,
+    /// Members whose latest certificate is being saved.
+    showing: BTreeSet<AgentId>,
     next_ticket: u64,
     /// Changes of page tokens that are being saved.
     granting: BTreeSet<u64>,
@@ -168,10 +201,21 @@ pub struct Registry {
     joins_waiting: usize,
     /// New members whose items are being saved.
     joining: BTreeSet<AgentId>,
+    /// Members whose next key is being saved.
+    rekeying: BTreeSet<AgentId>,
     /// Agents whose revocation is being saved.
     revoking: BTreeSet<AgentId>,
     /// What each agent may still cause in signatures; lives as long as the process.
     allowances: BTreeMap<AgentId, Allowance>,
+}
+
+/// What follows once items are durable.
+#[derive(Debug)]
+enum Next {
+    /// This.
+    Command(Command),
+    /// Nothing: they are about the certificate with which a member has connected.
+    Shown(AgentId),
 }
 
 impl Registry {
@@ -188,13 +232,14 @@ impl Registry {
             Event::Join { request, .. } if self.joins_waiting >= limits::JOINS_WAITING => {
                 Some(Command::DeferJoin { request })
             }
-            Event::Join { request, run, secret, agent, csr_der } => {
+            Event::Join { request, run, secret, agent: key, csr_der } => {
+                let agent = self.roster.owner(key);
                 let (purpose, is_new) = (Purpose::Join { request, run }, self.roster.member(agent).is_none());
-                Some(match self.roster.join(&secret, agent, now.unix_ms) {
+                Some(match self.roster.join(&secret, key, now.unix_ms) {
                     Ok(name) => {
                         self.joining.extend(is_new.then_some(agent));
                         let job = SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms };
-                        self.join(request, Command::Sign(job))
+                        self.join(request, Command::Sign(SignerJob::Certificate(job)))
                     }
                     Err(refusal) if self.rests_on_unsaved(refusal, agent) => {
                         self.join(request, Command::RefuseJoin { request, refusal })
@@ -209,34 +254,60 @@ impl Registry {
             Event::Renew { peer, agent, csr_der } => self.renew(now, peer, agent, csr_der),
             Event::Operator { request, operation } => Some(self.operate(now, request, operation)),
             Event::PageTokenUsed { id } => self.page_token_used(now, &id),
+            Event::Shown { agent, certificate } => self.shown(agent, &certificate),
+            Event::AuthorityDone { request, outcome } => Some(self.authority_done(request, outcome)),
             Event::Saved { ticket } => {
                 if self.granting.remove(&ticket) {
                     self.grants = Arc::new(self.roster.page_tokens().grants());
                 }
                 self.noting.take_if(|noting| *noting == ticket);
-                let next = self.saving.remove(&ticket);
-                match &next {
-                    Some(Command::Revoke { agent, .. }) => _ = self.revoking.remove(agent),
-                    Some(Command::Sign(job)) => _ = self.joining.remove(&job.agent),
-                    Some(Command::RefuseJoin { .. }) => self.joins_waiting = self.joins_waiting.saturating_sub(1),
-                    _ => {}
-                }
-                next
+                self.saved(ticket)
             }
         }
     }
 
-    /// Returns the name of an agent that says hello.
+    /// What follows once the items of a ticket are durable.
+    fn saved(&mut self, ticket: u64) -> Option<Command> {
+        match self.saving.remove(&ticket)? {
+            Next::Command(next) => {
+                match &next {
+                    Command::Revoke { agent, .. } => _ = self.revoking.remove(agent),
+                    Command::Sign(job) => {
+                        if let Some(agent) = job.agent() {
+                            self.joining.remove(&agent);
+                            self.rekeying.remove(&agent);
+                        }
+                    }
+                    Command::RefuseJoin { .. } => self.joins_waiting = self.joins_waiting.saturating_sub(1),
+                    _ => {}
+                }
+                Some(next)
+            }
+            Next::Shown(agent) => {
+                self.showing.remove(&agent);
+                // What has changed meanwhile waits for this.
+                let more = self.roster.has_changes() && self.showing.insert(agent);
+                more.then(|| self.save(Next::Shown(agent)))?
+            }
+        }
+    }
+
+    /// Returns the name of an agent that says hello over a connection with this certificate; none where there are no
+    /// certificates.
     ///
     /// # Errors
-    /// It is no member, or was revoked. `Busy`: its item is not durable yet, so no record may name it.
-    pub fn greet(&self, agent: AgentId) -> Result<&str, Rejection> {
-        match self.roster.member(agent) {
-            None => Err(Rejection::Unknown),
-            Some(_) if self.joining.contains(&agent) => Err(Rejection::Busy),
-            Some(_) if self.is_revoked(agent) => Err(Rejection::Revoked),
-            Some(member) => Ok(&member.name),
+    /// It is no member, or was revoked, or its certificate was replaced. `Busy`: its item is not durable yet, so no record
+    /// may name it.
+    pub fn greet(&self, agent: AgentId, certificate: Option<&Certificate>) -> Result<&str, Rejection> {
+        let member = self.roster.member(agent).ok_or(Rejection::Unknown)?;
+        if self.joining.contains(&agent) {
+            return Err(Rejection::Busy);
         }
+        if self.is_revoked(agent) {
+            return Err(Rejection::Revoked);
+        }
+        certificate.map_or(Ok(()), |certificate| self.check_certificate(agent, member, certificate))?;
+        Ok(&member.name)
     }
 
     /// Returns whether an agent's revocation is durable.
@@ -279,6 +350,8 @@ impl Registry {
             if let Some(member) = self.roster.member(agent.agent) {
                 agent.name.clone_from(&member.name);
                 agent.revoked |= self.is_revoked(agent.agent);
+                agent.certificate_expires_at_ms = member.shown.map(|shown| shown.expires_at_ms);
+                agent.rotates = member.rotates;
             }
         }
     }
@@ -288,11 +361,9 @@ impl Registry {
         self.name(agents);
         let known: BTreeSet<AgentId> = agents.iter().map(|agent| agent.agent).collect();
         let unseen = self.roster.members().filter(|(agent, _)| !known.contains(agent));
-        agents.extend(unseen.map(|(agent, member)| AgentStatus {
-            name: member.name.clone(),
-            revoked: self.is_revoked(agent),
-            ..status::unseen(agent)
-        }));
+        let mut unseen: Vec<AgentStatus> = unseen.map(|(agent, _)| status::unseen(agent)).collect();
+        self.name(&mut unseen);
+        agents.extend(unseen);
         agents.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
     }
 
@@ -304,7 +375,7 @@ impl Registry {
 
     /// Returns whether a crash could undo what a refusal of a join follows from.
     fn rests_on_unsaved(&self, refusal: JoinRefusal, agent: AgentId) -> bool {
-        let joins = || self.saving.values().any(|next| matches!(next, Command::Sign(_)));
+        let joins = || self.saving.values().any(|next| matches!(next, Next::Command(Command::Sign(_))));
         match refusal {
             JoinRefusal::Revoked => self.revoking.contains(&agent),
             JoinRefusal::UsedToken | JoinRefusal::Full => joins(),
@@ -315,21 +386,30 @@ impl Registry {
 
     fn join(&mut self, request: RequestId, next: Command) -> Command {
         let full = Command::RefuseJoin { request, refusal: JoinRefusal::Full };
-        let command = self.save(next, full);
+        let command = self.save(Next::Command(next)).unwrap_or(full);
         self.joins_waiting += usize::from(matches!(command, Command::Save(_)));
         command
     }
 
     /// Returns how many changes of operators are being saved.
     fn operators_waiting(&self) -> usize {
-        let of_joins = |next: &Command| matches!(next, Command::Sign(_) | Command::RefuseJoin { .. });
-        self.saving.values().filter(|next| !of_joins(next)).count()
+        let of_operators = |next: &&Next| match next {
+            Next::Command(Command::Sign(_) | Command::RefuseJoin { .. }) | Next::Shown(_) => false,
+            Next::Command(_) => true,
+        };
+        self.saving.values().filter(of_operators).count()
     }
 
     fn operate(&mut self, now: Now, request: RequestId, operation: RegistryRequest) -> Command {
-        if !matches!(operation, RegistryRequest::TokenList | RegistryRequest::PageTokenList)
-            && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING
-        {
+        let changes_items = !matches!(
+            operation,
+            RegistryRequest::TokenList
+                | RegistryRequest::PageTokenList
+                | RegistryRequest::CaRotate
+                | RegistryRequest::CaStatus
+                | RegistryRequest::CaFinish { .. }
+        );
+        if changes_items && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING {
             let text = "the disk is slow: too many changes are being saved already; try again later";
             return Command::Reply { request, response: OperatorResponse::Failed(text.into()) };
         }
@@ -368,6 +448,10 @@ impl Registry {
             RegistryRequest::PageTokenRevoke { id } => {
                 OperatorResponse::NotFound(format!("no page token {id}; see `page token list`"))
             }
+            RegistryRequest::AgentRotate { agent } => return self.rotate(request, agent.as_deref()),
+            RegistryRequest::CaRotate => return self.begin_rollover(now, request),
+            RegistryRequest::CaStatus => self.rollover_status(now),
+            RegistryRequest::CaFinish { force } => return self.finish_rollover(now, request, force),
             RegistryRequest::AgentRevoke { agent } => match self.roster.find(&agent) {
                 Ok(agent) => return self.revoke(request, agent),
                 Err(why) => OperatorResponse::NotFound(why),
@@ -388,19 +472,36 @@ impl Registry {
             format!("{name} ({agent}) was revoked already")
         };
         let response = OperatorResponse::Done(text);
-        self.save(Command::Revoke { request, agent, response }, does_not_fit(request))
+        self.save_then(request, Command::Revoke { request, agent, response })
     }
 
-    /// A signature costs more than a record.
+    /// A signature costs more than a record. A key that the member has not had before is durable before it is signed for.
     fn renew(&mut self, now: Now, peer: PeerId, agent: AgentId, csr_der: Vec<u8>) -> Option<Command> {
-        let name = self.roster.member(agent).filter(|member| !member.revoked)?.name.clone();
-        let paid = self.allowances.entry(agent).or_default().take(now);
-        let purpose = Purpose::Renewal { peer };
-        paid.then_some(Command::Sign(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms }))
+        let member = self.roster.member(agent).filter(|member| !member.revoked)?;
+        let (name, rotates, current) = (member.name.clone(), member.rotates, member.current_key(agent));
+        if !self.allowances.entry(agent).or_default().take(now) {
+            return None;
+        }
+        let requested = if rotates { identity::requester(&csr_der).ok()? } else { current };
+        let purpose = Purpose::Renewal { peer, key: requested };
+        let job = SignerJob::Certificate(SignJob { purpose, agent, name, csr_der, at_ms: now.unix_ms });
+        if requested == current {
+            return Some(Command::Sign(job));
+        }
+        // While the disk stalls, one key of each member waits.
+        if self.rekeying.contains(&agent) {
+            return None;
+        }
+        if !self.roster.set_next_key(agent, requested) {
+            tracing::warn!(%agent, "an agent asked for a certificate for a key that has, or had, an owner");
+            return None;
+        }
+        self.rekeying.insert(agent);
+        self.save(Next::Command(Command::Sign(job)))
     }
 
     fn save_and_reply(&mut self, request: RequestId, response: OperatorResponse) -> Command {
-        self.save(Command::Reply { request, response }, does_not_fit(request))
+        self.save_then(request, Command::Reply { request, response })
     }
 
     /// Saves changed page tokens; what they grant follows once they are durable.
@@ -429,17 +530,20 @@ impl Registry {
         ticket
     }
 
-    /// Saves the tokens and members that have changed; `next` follows once they are durable. Returns `failed` instead
-    /// when one does not fit an item.
-    fn save(&mut self, next: Command, failed: Command) -> Command {
-        let Ok(items) = self.roster.take_changes() else { return failed };
+    /// Saves what has changed; `next` follows once it is durable. The operator hears where it does not fit an item.
+    fn save_then(&mut self, request: RequestId, next: Command) -> Command {
+        self.save(Next::Command(next)).unwrap_or_else(|| {
+            let response = OperatorResponse::Failed("the token or member does not fit an item of the store".into());
+            Command::Reply { request, response }
+        })
+    }
+
+    /// Saves the tokens and members that have changed; `next` follows once they are durable. Returns nothing when one does
+    /// not fit an item.
+    fn save(&mut self, next: Next) -> Option<Command> {
+        let items = self.roster.take_changes().ok()?;
         let ticket = self.ticket();
         self.saving.insert(ticket, next);
-        Command::Save(SaveJob { ticket, items })
+        Some(Command::Save(SaveJob { ticket, items }))
     }
-}
-
-fn does_not_fit(request: RequestId) -> Command {
-    let response = OperatorResponse::Failed("the token or member does not fit an item of the store".into());
-    Command::Reply { request, response }
 }

@@ -32,6 +32,47 @@ pub struct Member {
     pub tokens: BTreeMap<Digest, u32>,
     /// The runs that it may take part in, by all tokens that it joined with; all runs when there is none.
     pub runs: BTreeSet<RunId>,
+    /// The key that counts, where that is not the first one.
+    pub key: Option<AgentId>,
+    /// The key for which a certificate was issued at an operator's request, until the member connects with it.
+    pub next_key: Option<AgentId>,
+    /// Whether an operator has asked for a new key.
+    pub rotates: bool,
+    /// The certificate with which it connected last.
+    pub shown: Option<ShownCertificate>,
+}
+
+/// What is kept of a certificate with which a member has connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShownCertificate {
+    /// The key of the CA that has issued it ([`authority_id`](anabranch_io::tls::authority_id)), where the member speaks a
+    /// version in which it is told of CAs.
+    pub authority: Option<Digest>,
+    /// Unix time in milliseconds at which it expires.
+    pub expires_at_ms: u64,
+}
+
+/// The certificate of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Certificate {
+    /// The id of its key.
+    pub key: AgentId,
+    /// The key of the CA that has issued it.
+    pub authority: Option<Digest>,
+    /// Unix time in milliseconds at which it expires.
+    pub expires_at_ms: u64,
+    /// The version of the schema that its owner speaks.
+    pub version: u16,
+}
+
+/// The first version of the schema in which an agent can be asked for a renewal, and is told of CAs.
+pub(crate) const ASKED_SINCE: u16 = 7;
+
+impl Certificate {
+    fn shown(&self) -> ShownCertificate {
+        let authority = self.authority.filter(|_| self.version >= ASKED_SINCE);
+        ShownCertificate { authority, expires_at_ms: self.expires_at_ms }
+    }
 }
 
 impl Member {
@@ -39,6 +80,18 @@ impl Member {
     #[must_use]
     pub fn may_enter(&self, run: RunId) -> bool {
         self.runs.is_empty() || self.runs.contains(&run)
+    }
+
+    /// The key that counts.
+    #[must_use]
+    pub fn current_key(&self, agent: AgentId) -> AgentId {
+        self.key.unwrap_or(agent)
+    }
+
+    /// Returns whether it may connect with this key.
+    #[must_use]
+    pub fn may_use(&self, agent: AgentId, key: AgentId) -> bool {
+        key == self.current_key(agent) || self.next_key == Some(key)
     }
 
     /// Adds the runs that another token is for. Returns whether that changes anything.
@@ -62,6 +115,8 @@ pub struct Roster {
     tokens: TokenBook,
     members: BTreeMap<AgentId, Member>,
     page_tokens: PageTokenBook,
+    /// The owner of each key that is not its owner's first one.
+    owners: BTreeMap<AgentId, AgentId>,
     /// What has changed since [`take_changes`](Self::take_changes).
     changed_members: BTreeSet<AgentId>,
     changed_tokens: BTreeSet<String>,
@@ -69,7 +124,11 @@ pub struct Roster {
 }
 
 anabranch_common::layout! {
-    struct Member { name, revoked, joined_at_ms, tokens, runs }
+    struct Member {
+        name, revoked, joined_at_ms, tokens, runs,
+        key since 7 or None, next_key since 7 or None, rotates since 7 or false, shown since 7 or None,
+    }
+    struct ShownCertificate { authority, expires_at_ms }
     struct SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked, runs }
     struct PageTokenRecord { secret_digest, name, permission, created_ms, expires_ms, used_ms, revoked }
 }
@@ -98,6 +157,7 @@ impl Roster {
             let mut member: Member = schema::decode_numbered(value, limits::ROSTER_ITEM_BYTES)?;
             // Tokens that were forgotten since are forgotten here, too.
             member.tokens.retain(|token, nth| self.tokens.restore_use(agent, *token, *nth));
+            self.owners.extend(member.key.into_iter().chain(member.next_key).map(|key| (key, agent)));
             self.members.insert(agent, member);
         } else if key.starts_with(TOKEN_KEYS) {
             let SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked, runs } =
@@ -213,15 +273,27 @@ impl Roster {
     ///
     /// # Errors
     /// See [`JoinRefusal`].
-    pub fn join(&mut self, secret: &[u8; 32], agent: AgentId, now_ms: u64) -> Result<String, JoinRefusal> {
-        if self.members.get(&agent).is_some_and(|member| member.revoked) {
+    pub fn join(&mut self, secret: &[u8; 32], key: AgentId, now_ms: u64) -> Result<String, JoinRefusal> {
+        let agent = self.owner(key);
+        // A key that was replaced joins nobody.
+        if self.members.get(&agent).is_some_and(|member| member.revoked || !member.may_use(agent, key)) {
             return Err(JoinRefusal::Revoked);
         }
         if self.members.len() >= limits::AGENTS && !self.members.contains_key(&agent) {
             return Err(JoinRefusal::Full);
         }
         let Redeemed { name, token, nth, runs } = self.tokens.redeem(secret, agent, now_ms)?;
-        let new = || Member { name, revoked: false, joined_at_ms: now_ms, tokens: BTreeMap::new(), runs: runs.clone() };
+        let new = || Member {
+            name,
+            revoked: false,
+            joined_at_ms: now_ms,
+            tokens: BTreeMap::new(),
+            runs: runs.clone(),
+            key: None,
+            next_key: None,
+            rotates: false,
+            shown: None,
+        };
         let member = self.members.entry(agent).or_insert_with(new);
         let is_wider = member.widen(&runs);
         if member.tokens.insert(token, nth) != Some(nth) || is_wider {
@@ -254,6 +326,60 @@ impl Roster {
         member.revoked = true;
         self.changed_members.insert(agent);
         true
+    }
+
+    /// Marks a member for a new key. Returns false if it is revoked, or no member.
+    pub fn rotate(&mut self, agent: AgentId) -> bool {
+        let Some(member) = self.members.get_mut(&agent).filter(|member| !member.revoked) else { return false };
+        if !std::mem::replace(&mut member.rotates, true) {
+            self.changed_members.insert(agent);
+        }
+        true
+    }
+
+    /// Notes the key for which a member that rotates is issued a certificate. Returns false where the key belongs, or has
+    /// belonged, to another member or to this one.
+    pub fn set_next_key(&mut self, agent: AgentId, key: AgentId) -> bool {
+        let is_taken = self.members.contains_key(&key) || self.owners.get(&key).is_some_and(|owner| *owner != agent);
+        let Some(member) = self.members.get_mut(&agent).filter(|member| !is_taken && member.key != Some(key)) else {
+            return false;
+        };
+        if member.next_key != Some(key) {
+            if let Some(before) = member.next_key.replace(key) {
+                self.owners.remove(&before);
+            }
+            self.owners.insert(key, agent);
+            self.changed_members.insert(agent);
+        }
+        true
+    }
+
+    /// A member has connected with a certificate that it may use. With its next key, that key counts from now on, and no other.
+    /// Returns whether anything has changed.
+    pub fn note_shown(&mut self, agent: AgentId, certificate: &Certificate) -> bool {
+        let Some(member) = self.members.get_mut(&agent) else { return false };
+        let before = member.clone();
+        member.shown = Some(certificate.shown());
+        if member.next_key == Some(certificate.key) {
+            (member.key, member.next_key, member.rotates) = (member.next_key, None, false);
+        }
+        let has_changed = *member != before;
+        if has_changed {
+            self.changed_members.insert(agent);
+        }
+        has_changed
+    }
+
+    /// Returns whose key this is: that of the member which has it as a later key, else of the agent of that id.
+    #[must_use]
+    pub fn owner(&self, key: AgentId) -> AgentId {
+        self.owners.get(&key).copied().unwrap_or(key)
+    }
+
+    /// Whether an item waits to be saved.
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        !self.changed_members.is_empty() || !self.changed_tokens.is_empty()
     }
 
     /// A member, revoked or not.

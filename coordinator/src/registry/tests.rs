@@ -1,5 +1,7 @@
 //! What the registry does with events, as exact commands.
 
+mod certificates;
+
 use anabranch_common::ids::Digest;
 use anabranch_common::token::PagePermission;
 
@@ -50,24 +52,25 @@ fn saved(registry: &mut Registry, event: Event) -> Option<Command> {
 }
 
 fn sign(purpose: Purpose, name: &str) -> Option<Command> {
-    Some(Command::Sign(SignJob { purpose, agent: AGENT, name: name.into(), csr_der: vec![3], at_ms: NOW.unix_ms }))
+    let job = SignJob { purpose, agent: AGENT, name: name.into(), csr_der: vec![3], at_ms: NOW.unix_ms };
+    Some(Command::Sign(SignerJob::Certificate(job)))
 }
 
 #[test]
 fn a_use_of_a_token_is_durable_before_a_certificate_is_ordered_and_a_retry_gets_the_same() {
     let mut registry = registry();
-    assert_eq!(registry.greet(AGENT), Err(Rejection::Unknown));
+    assert_eq!(registry.greet(AGENT, None), Err(Rejection::Unknown));
     let Some(Command::Save(first)) = registry.handle(NOW, join(AGENT)) else { panic!("expected items") };
     assert_eq!(first.items.len(), 1, "the member's item");
     let Some(Command::Save(retry)) = registry.handle(NOW, join(AGENT)) else { panic!("expected items") };
     assert_eq!(retry.items, [], "nothing has changed, and the answer waits for what is being saved");
-    assert_eq!(registry.greet(AGENT), Err(Rejection::Busy), "a crash may undo its use of the token");
+    assert_eq!(registry.greet(AGENT, None), Err(Rejection::Busy), "a crash may undo its use of the token");
     let purpose = Purpose::Join { request: REQUEST, run: RUN };
     for ticket in [first.ticket, retry.ticket] {
         assert_eq!(registry.handle(NOW, Event::Saved { ticket }), sign(purpose, "ward-1"));
     }
     assert_eq!(registry.handle(NOW, Event::Saved { ticket: first.ticket }), None, "once");
-    assert_eq!(registry.greet(AGENT), Ok("ward-1"));
+    assert_eq!(registry.greet(AGENT, None), Ok("ward-1"));
 }
 
 #[test]
@@ -160,14 +163,18 @@ fn joins_beyond_what_may_wait_are_deferred_and_operators_have_room_of_their_own(
 fn a_revocation_counts_once_it_is_durable_and_then_every_run_is_told() {
     let mut registry = with_a_member();
     let Some(Command::Save(job)) = registry.handle(NOW, revoke("ward-1")) else { panic!("expected items") };
-    assert_eq!((registry.greet(AGENT), registry.revoked().count()), (Ok("ward-1"), 0), "a crash may undo it");
+    assert_eq!((registry.greet(AGENT, None), registry.revoked().count()), (Ok("ward-1"), 0), "a crash may undo it");
     let response = OperatorResponse::Done(format!("revoked ward-1 ({AGENT}); its connections are closed"));
     let told = |response| Some(Command::Revoke { request: REQUEST, agent: AGENT, response });
     assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), told(response));
-    assert_eq!((registry.greet(AGENT), registry.revoked().collect()), (Err(Rejection::Revoked), vec![AGENT]));
+    assert_eq!((registry.greet(AGENT, None), registry.revoked().collect()), (Err(Rejection::Revoked), vec![AGENT]));
     let again = registry.handle(NOW, revoke(&AGENT.to_string()));
     let Some(Command::Save(job)) = again else { panic!("expected items, got {again:?}") };
-    assert_eq!((&job.items[..], registry.greet(AGENT)), (&[][..], Err(Rejection::Revoked)), "it was saved before");
+    assert_eq!(
+        (&job.items[..], registry.greet(AGENT, None)),
+        (&[][..], Err(Rejection::Revoked)),
+        "it was saved before"
+    );
     let response = OperatorResponse::Done(format!("ward-1 ({AGENT}) was revoked already"));
     let saved = registry.handle(NOW, Event::Saved { ticket: job.ticket });
     assert_eq!(saved, told(response), "a run may have lost its record");
@@ -180,7 +187,7 @@ fn certificates_are_renewed_for_members_as_far_as_they_can_pay() {
     let mut registry = with_a_member();
     let peer = PeerId(4);
     let renew = |agent| Event::Renew { peer, agent, csr_der: vec![3] };
-    assert_eq!(registry.handle(NOW, renew(AGENT)), sign(Purpose::Renewal { peer }, "ward-1"));
+    assert_eq!(registry.handle(NOW, renew(AGENT)), sign(Purpose::Renewal { peer, key: AGENT }, "ward-1"));
     assert_eq!(registry.handle(NOW, renew(AgentId([9; 16]))), None, "no member");
     let signed = (0..1_000).filter(|_| registry.handle(NOW, renew(AGENT)).is_some()).count() as u64;
     assert_eq!(signed, limits::AGENT_RECORDS_BURST - 1);

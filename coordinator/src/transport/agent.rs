@@ -12,7 +12,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
@@ -22,6 +21,7 @@ use anabranch_common::wire::transfer::ChunkHeader;
 use anabranch_io::chunks::{self, ChunkError, Route};
 use anabranch_io::faults;
 use anabranch_io::frames::{self, Format, FrameIoError, FrameReader, FrameWriter};
+use anabranch_io::tls::Peer;
 use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use super::handshakes::Place;
 use super::pace::Pace;
 use super::peer::{self, CHUNK, PeerOp, SEND, Session};
-use super::{Control, HANDSHAKE, Input, Shared};
+use super::{Control, HANDSHAKE, Input, Shared, Shown};
 use crate::clock;
 use crate::host;
 
@@ -41,13 +41,24 @@ const TURNED_AWAY: VarInt = VarInt::from_u32(2);
 /// A control stream whose first message is here.
 #[expect(clippy::large_enum_variant, reason = "one for each stream, on the stack of its task")]
 enum Begun {
-    Session { hello: AgentHello, writer: FrameWriter<CoordinatorMessage>, messages: FrameReader<AgentMessage>, id: u64 },
-    Runs { wanted: RunsWanted, writer: FrameWriter<RunsListed>, recv: RecvStream },
+    Session {
+        hello: AgentHello,
+        version: u16,
+        writer: FrameWriter<CoordinatorMessage>,
+        messages: FrameReader<AgentMessage>,
+        id: u64,
+    },
+    Runs {
+        wanted: RunsWanted,
+        version: u16,
+        writer: FrameWriter<RunsListed>,
+        recv: RecvStream,
+    },
 }
 
 struct AgentConnection {
     connection: Connection,
-    agent: AgentId,
+    peer: Peer,
     shared: Arc<Shared>,
     /// By the QUIC id of the control stream.
     sessions: Mutex<BTreeMap<u64, Arc<Session>>>,
@@ -60,13 +71,14 @@ struct AgentConnection {
 /// Serves an agent until its last control stream has ended. The `place` is given back when the first message is here.
 pub(super) async fn serve(
     connection: Connection,
-    agent: AgentId,
+    peer: Peer,
     first: Control,
     mut place: Place,
     shared: Arc<Shared>,
 ) -> anyhow::Result<()> {
     let first = place.hold(async { tokio::time::timeout(HANDSHAKE, begin(first)).await? }).await?;
     drop(place);
+    let agent = peer.agent;
     let surplus = shared.connections.opened(agent, &connection);
     if surplus > 0 {
         shared.handshakes.closed_as_surplus();
@@ -74,7 +86,7 @@ pub(super) async fn serve(
     }
     let (sessions, pace) = (Mutex::default(), Mutex::new(Pace::new(clock::monotonic())));
     let large = Arc::new(Semaphore::new(limits::LARGE_FRAMES));
-    let this = Arc::new(AgentConnection { connection, agent, shared, sessions, pace, large });
+    let this = Arc::new(AgentConnection { connection, peer, shared, sessions, pace, large });
     let ended = this.serve(first).await;
     this.shared.connections.closed(agent, &this.connection);
     ended
@@ -87,7 +99,7 @@ async fn begin(Control { purpose, version, send, mut recv }: Control) -> anyhow:
             let id = u64::from(recv.id());
             let mut messages = peer::messages(recv, version);
             let hello = peer::hello(&mut messages).await?;
-            Ok(Begun::Session { hello, writer: peer::writer(send, version), messages, id })
+            Ok(Begun::Session { hello, version, writer: peer::writer(send, version), messages, id })
         }
         Purpose::Runs => {
             let format = |kind| Format { kind, version };
@@ -95,7 +107,7 @@ async fn begin(Control { purpose, version, send, mut recv }: Control) -> anyhow:
             let wanted: RunsWanted = frames::recv_one(&mut recv, kind, limits::HELLO_BYTES, HANDSHAKE).await?;
             wanted.validate()?;
             let writer = FrameWriter::new(send, format(FrameKind::RunsListed), SEND);
-            Ok(Begun::Runs { wanted, writer, recv })
+            Ok(Begun::Runs { wanted, version, writer, recv })
         }
         Purpose::Join | Purpose::Operator | Purpose::Probe | Purpose::Facts => {
             bail!("not a purpose of an agent's connection")
@@ -134,7 +146,7 @@ impl AgentConnection {
     }
 
     fn stream_ended(&self, error: &anyhow::Error) {
-        tracing::debug!(agent = %self.agent.short(), error = format!("{error:#}"), "a control stream ended");
+        tracing::debug!(agent = %self.peer.agent.short(), error = format!("{error:#}"), "a control stream ended");
     }
 
     /// A further stream, unless there are enough. One whose end is still being waited for counts too.
@@ -162,17 +174,20 @@ impl AgentConnection {
     /// Serves a control stream until it ends.
     async fn carry(self: Arc<Self>, begun: Begun) -> anyhow::Result<()> {
         match begun {
-            Begun::Session { hello, writer, mut messages, id } => {
+            Begun::Session { hello, version, writer, mut messages, id } => {
                 let room = self.admit(messages.last_bytes()).await?;
                 messages.share(Arc::clone(&self.large));
                 let route = Route { connection: self.connection.clone(), session: id };
-                let (session, breached) = Session::new(route, Arc::clone(&self.shared), self.agent, &hello);
+                let (session, breached) =
+                    Session::new(route, Arc::clone(&self.shared), Shown::new(&self.peer, version), &hello);
                 self.sessions.lock().insert(id, Arc::clone(&session));
                 let ended = session.serve((hello, room), (writer, messages), breached, &self.pace).await;
                 self.sessions.lock().remove(&id);
                 ended
             }
-            Begun::Runs { wanted, writer, recv } => self.list(wanted, writer, recv).await,
+            Begun::Runs { wanted, version, writer, recv } => {
+                self.list((wanted, Shown::new(&self.peer, version)), writer, recv).await
+            }
         }
     }
 
@@ -190,14 +205,14 @@ impl AgentConnection {
     /// Sends lists of runs until the agent wants no more.
     async fn list(
         &self,
-        wanted: RunsWanted,
+        (wanted, shown): (RunsWanted, Shown),
         mut writer: FrameWriter<RunsListed>,
         mut recv: RecvStream,
     ) -> anyhow::Result<()> {
-        let (peer, agent) = (self.shared.next_peer(), self.agent);
+        let peer = self.shared.next_peer();
         let (ops, mut inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
         let room = self.admit(limits::HELLO_BYTES).await?;
-        self.shared.tell(Input::Subscribed { peer, agent, wanted, ops, room }).await;
+        self.shared.tell(Input::Subscribed { peer, shown, wanted, ops, room }).await;
         let lists = async {
             while let Some(op) = inbox.recv().await {
                 match op {

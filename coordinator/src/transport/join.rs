@@ -75,7 +75,7 @@ mod tests {
         tokio::spawn(accept(endpoint, Shared::new(inputs_in, BTreeMap::new())));
 
         let client = tls::client_endpoint().expect("binds");
-        let pinned = tls::client_pinned(identity.ca_fingerprint()).expect("configures");
+        let pinned = tls::client_pinned(&[identity.ca_fingerprint()]).expect("configures");
         let connection = tls::connect(&client, &address, pinned).await.expect("it listens");
         let (mut send, mut recv) = connection.open_bi().await.expect("open");
         let version = frames::propose(&mut send, &mut recv, Purpose::Join, HANDSHAKE).await.expect("this version");

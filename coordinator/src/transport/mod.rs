@@ -48,6 +48,7 @@ pub use spool::Spool;
 use crate::core::event::PeerId;
 use crate::core::status::Answer;
 use crate::host;
+use crate::registry::roster::Certificate;
 use crate::store::Store;
 use crate::web::RunEvents;
 
@@ -59,7 +60,7 @@ pub enum Input {
         /// The control stream.
         peer: PeerId,
         /// Who it is, by its certificate.
-        agent: AgentId,
+        shown: Shown,
         /// What it said.
         hello: AgentHello,
         /// Where messages to it go.
@@ -72,7 +73,7 @@ pub enum Input {
         /// The stream.
         peer: PeerId,
         /// Who it is, by its certificate.
-        agent: AgentId,
+        shown: Shown,
         /// Which runs it wants.
         wanted: RunsWanted,
         /// Where lists go.
@@ -94,7 +95,7 @@ pub enum Input {
     /// An agent asks about a run, without taking part.
     Facts {
         /// Who it is, by its certificate.
-        agent: AgentId,
+        shown: Shown,
         /// The run.
         run: RunId,
         /// Where the answer goes.
@@ -118,6 +119,23 @@ pub enum Input {
         /// Where the answer goes.
         reply: oneshot::Sender<Answer>,
     },
+}
+
+/// Who is at the other end of a control stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    /// Who it is.
+    pub agent: AgentId,
+    /// The certificate that says so.
+    pub certificate: Certificate,
+}
+
+impl Shown {
+    fn new(Peer { agent, key, authority, expires_at_s, .. }: &Peer, version: u16) -> Self {
+        let expires_at_ms = u64::try_from(*expires_at_s).unwrap_or(0).saturating_mul(1_000);
+        let certificate = Certificate { key: *key, authority: *authority, expires_at_ms, version };
+        Self { agent: *agent, certificate }
+    }
 }
 
 /// What connections need of a run.
@@ -337,12 +355,11 @@ async fn serve(incoming: Incoming, mut place: Place, shared: Arc<Shared>) -> any
         // Without a certificate there is no place but these two.
         (Purpose::Join, _) => place.hold(join::serve(&connection, control, &shared)).await,
         (Purpose::Probe, _) => place.hold(probe::serve(&connection, control)).await,
-        (Purpose::Facts, Some(Peer { agent, .. })) => {
-            place.hold(probe::facts(&connection, agent, control, &shared)).await
+        (Purpose::Facts, Some(peer)) => {
+            let shown = Shown::new(&peer, control.version);
+            place.hold(probe::facts(&connection, shown, control, &shared)).await
         }
-        (Purpose::Agent | Purpose::Runs, Some(Peer { agent, .. })) => {
-            agent::serve(connection, agent, control, place, shared).await
-        }
+        (Purpose::Agent | Purpose::Runs, Some(peer)) => agent::serve(connection, peer, control, place, shared).await,
         (Purpose::Operator, _) => {
             drop(place);
             operator::serve(connection, control, shared).await

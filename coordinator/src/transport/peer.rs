@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::pace::Pace;
-use super::{Input, Shared, Spool, linger};
+use super::{Input, Shared, Shown, Spool, linger};
 use crate::clock;
 use crate::core::event::PeerId;
 use crate::host;
@@ -73,6 +73,7 @@ pub(super) struct Session {
     shared: Arc<Shared>,
     peer: PeerId,
     agent: AgentId,
+    shown: Shown,
     /// Where halves of uploads to its run go, as long as the run is open.
     spool: Weak<Spool>,
     /// Where bytes sent are counted, if anywhere.
@@ -106,14 +107,15 @@ impl Session {
     pub(super) fn new(
         route: Route,
         shared: Arc<Shared>,
-        agent: AgentId,
+        shown: Shown,
         hello: &AgentHello,
     ) -> (Arc<Self>, oneshot::Receiver<anyhow::Error>) {
         let (breach, breached) = oneshot::channel();
         let spool = shared.spool(hello.run).map(|spool| Arc::downgrade(&spool)).unwrap_or_default();
         let (peer, breach) = (shared.next_peer(), Mutex::new(Some(breach)));
         let events = shared.events(hello.run);
-        (Arc::new(Self { route, shared, peer, agent, spool, events, sinks: Mutex::default(), breach }), breached)
+        let agent = shown.agent;
+        (Arc::new(Self { route, shared, peer, agent, shown, spool, events, sinks: Mutex::default(), breach }), breached)
     }
 
     /// Carries what is said until the stream or the connection ends. `room` is of the hello, until the loop has heard of
@@ -126,8 +128,8 @@ impl Session {
         pace: &Mutex<Pace>,
     ) -> anyhow::Result<()> {
         let (ops, inbox) = mpsc::channel(limits::PEER_QUEUE_MESSAGES);
-        let (peer, agent) = (self.peer, self.agent);
-        self.shared.tell(Input::Connected { peer, agent, hello, ops, room }).await;
+        let (peer, shown) = (self.peer, self.shown);
+        self.shared.tell(Input::Connected { peer, shown, hello, ops, room }).await;
         let mut reading = std::pin::pin!(self.read_messages(messages, pace));
         let (ended, read) = tokio::select! {
             ended = &mut reading => (ended, true),

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use anabranch_common::ids::AgentId;
 use anabranch_common::limits;
 use anabranch_common::wire::frame::FrameKind;
 use anabranch_common::wire::handshake::Purpose;
@@ -12,7 +11,7 @@ use anabranch_io::frames::{self, Format};
 use quinn::{Connection, VarInt};
 use tokio::sync::oneshot;
 
-use super::{Control, HANDSHAKE, Input, Shared, linger};
+use super::{Control, HANDSHAKE, Input, Shared, Shown, linger};
 use crate::clock;
 
 const PROBE: Duration = Duration::from_millis(limits::doctor::PROBE_MS);
@@ -77,7 +76,7 @@ async fn answer(connection: &Connection, Control { version, mut send, mut recv, 
 /// Answers an agent's question about a run.
 pub(super) async fn facts(
     connection: &Connection,
-    agent: AgentId,
+    shown: Shown,
     Control { version, mut send, mut recv, .. }: Control,
     shared: &Shared,
 ) -> anyhow::Result<()> {
@@ -85,7 +84,7 @@ pub(super) async fn facts(
     let wanted = format(FrameKind::FactsWanted);
     let FactsWanted { run } = frames::recv_one(&mut recv, wanted, limits::HANDSHAKE_MESSAGE_BYTES, HANDSHAKE).await?;
     let (reply, answer) = oneshot::channel();
-    shared.tell(Input::Facts { agent, run, reply }).await;
+    shared.tell(Input::Facts { shown, run, reply }).await;
     let facts = tokio::time::timeout(Duration::from_millis(limits::REQUEST_TIMEOUT_MS), answer).await??;
     let kind = format(FrameKind::Facts);
     frames::send(&mut send, kind, &facts, limits::CONTROL_MESSAGE_BYTES, HANDSHAKE).await?;
@@ -133,7 +132,7 @@ mod tests {
 
         async fn open(&self, own: Option<Credential<'_>>) -> Line {
             let ca = self.identity.ca_fingerprint();
-            Line::open(&self.client, &self.address, ca, own).await.expect("it listens")
+            Line::open(&self.client, &self.address, &[ca], own).await.expect("it listens")
         }
     }
 
@@ -153,7 +152,7 @@ mod tests {
     #[tokio::test]
     async fn a_stranger_that_sends_or_asks_too_much_is_cut_off() {
         let world = World::new();
-        let config = tls::client_pinned(world.identity.ca_fingerprint()).expect("configures");
+        let config = tls::client_pinned(&[world.identity.ca_fingerprint()]).expect("configures");
         let connection = tls::connect(&world.client, &world.address, config).await.expect("it listens");
         let (mut send, mut recv) = connection.open_bi().await.expect("open");
         let version = frames::propose(&mut send, &mut recv, Purpose::Probe, HANDSHAKE).await.expect("this version");
@@ -193,7 +192,9 @@ mod tests {
         let own = Credential { certificate_der: &issued.certificate_der, key_der: &key_der };
         let line = world.open(Some(own)).await;
         let answering = async {
-            let Some(Input::Facts { agent, run, reply }) = world.inputs.recv().await else { panic!("a question") };
+            let Some(Input::Facts { shown: Shown { agent, .. }, run, reply }) = world.inputs.recv().await else {
+                panic!("a question")
+            };
             assert_eq!((agent, run), (issued.agent, wanted.run));
             reply.send(Facts::Rejected(Rejection::Unknown)).expect("it is waited for");
         };

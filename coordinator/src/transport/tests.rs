@@ -82,7 +82,9 @@ impl World {
     async fn hello(&mut self, connection: &Connection, run: RunId) -> (Stream, Heard) {
         let mut stream = open(connection, Purpose::Agent).await;
         stream.say(&AgentMessage::Hello(hello(run))).await;
-        let Input::Connected { peer, agent, hello, ops, .. } = self.input().await else { panic!("expected a hello") };
+        let Input::Connected { peer, shown: Shown { agent, .. }, hello, ops, .. } = self.input().await else {
+            panic!("expected a hello")
+        };
         (stream, Heard { peer, agent, run: hello.run, ops })
     }
 
@@ -425,7 +427,7 @@ async fn nobody_but_an_agent_hears_which_runs_there_are() {
     let world = World::new();
     let Credential { certificate_der, key_der } = world.identity.operator();
     let operator = tls::client(world.identity.ca_der(), certificate_der, key_der).expect("they fit");
-    let stranger = tls::client_pinned(world.identity.ca_fingerprint()).expect("configures");
+    let stranger = tls::client_pinned(&[world.identity.ca_fingerprint()]).expect("configures");
     for config in [operator, stranger] {
         let connection = world.connect(config).await;
         let (mut send, mut recv) = connection.open_bi().await.expect("a stream");

@@ -16,7 +16,7 @@ fn tokens_are_made_listed_and_revoked() {
     let made = directory.call(&["token", "create"], &["--name", "clinic", "--ttl", "1h"]).code(0);
     assert_eq!(made.stdout.lines().count(), 1, "standard output is the token and nothing else");
     let token: anabranch_common::token::JoinToken = made.stdout.trim().parse().expect("a token");
-    assert_eq!(token.address, format!("127.0.0.1:{}", directory.port));
+    assert_eq!(token.addresses, [format!("127.0.0.1:{}", directory.port)]);
     assert!(made.stderr.contains("one agent until"), "{}", made.stderr);
     let listed = directory.call(&["token", "list"], &["--json"]).code(0).stdout;
     let id = json(&listed)[0]["id"].as_str().expect("an id").to_owned();
@@ -28,7 +28,7 @@ fn tokens_are_made_listed_and_revoked() {
     let other =
         directory.call(&["token", "create"], &["--json", "--uses", "3", "--address", "a.example.org:9"]).code(0);
     let token = json(&other.stdout)["token"].as_str().expect("a token").parse::<anabranch_common::token::JoinToken>();
-    assert_eq!(token.expect("a token").address, "a.example.org:9");
+    assert_eq!(token.expect("a token").addresses, ["a.example.org:9"]);
 }
 
 #[test]

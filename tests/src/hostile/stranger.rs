@@ -131,5 +131,5 @@ pub async fn silent(port: u16, config: &ClientConfig, from: IpAddr) -> anyhow::R
 /// # Errors
 /// The CA's certificate is no good.
 pub fn config(ca_der: &[u8]) -> anyhow::Result<ClientConfig> {
-    Ok(tls::client_pinned(anabranch_common::ids::Digest::of(ca_der))?)
+    Ok(tls::client_pinned(&[anabranch_common::ids::Digest::of(ca_der)])?)
 }

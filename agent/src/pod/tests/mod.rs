@@ -101,7 +101,7 @@ impl World {
             let certificate_der = ca.certify(&key);
             let identity = LinkIdentity {
                 run: RUN,
-                ca_der: ca.der.clone(),
+                authorities: (&ca.der).into(),
                 certificate_der: certificate_der.clone(),
                 key_der: key.serialize_der(),
             };

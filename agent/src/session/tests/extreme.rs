@@ -10,7 +10,7 @@ use super::*;
 use crate::session::event::PartContent;
 
 /// Kinds of message that a coordinator has.
-const KINDS: u8 = 17;
+const KINDS: u8 = 18;
 
 /// The kind of a message. A new kind does not compile until it has a number here, and then fails
 /// [`every_kind_is_made`] until [`DrawMessages::message`] makes it.
@@ -33,6 +33,7 @@ fn kind(message: &CoordinatorMessage) -> u8 {
         CoordinatorMessage::PodOver { .. } => 14,
         CoordinatorMessage::NeedPart { .. } => 15,
         CoordinatorMessage::PartDone { .. } => 16,
+        CoordinatorMessage::RenewNow { .. } => 17,
     }
 }
 
@@ -121,13 +122,14 @@ trait DrawMessages: Draw {
     }
 
     fn rejection(&mut self) -> Rejection {
-        match self.choice() % 7 {
+        match self.choice() % 8 {
             0 => Rejection::Revoked,
             1 => Rejection::WrongRun { run: RunId([u8::MAX; 16]) },
             2 => Rejection::Unknown,
             3 => Rejection::Replaced,
             4 => Rejection::Protocol(self.text()),
             5 => Rejection::OtherModel(self.text()),
+            6 => Rejection::OldCertificate,
             _ => Rejection::Busy,
         }
     }
@@ -176,7 +178,10 @@ trait DrawMessages: Draw {
             8 => CoordinatorMessage::ModelGone { version: ModelVersion(self.number()), digest: self.digest() },
             9 => self.verdict(),
             10 => CoordinatorMessage::StateChanged { state: self.phase() },
-            11 => CoordinatorMessage::Renewed { certificate_der: self.text().into_bytes() },
+            11 => CoordinatorMessage::Renewed {
+                certificate_der: self.text().into_bytes(),
+                ca_ders: vec![self.text().into_bytes()],
+            },
             12 => CoordinatorMessage::LeaseDeferred,
             13 => {
                 let owner = self.of(&[AGENT, AGENT, AgentId([9; 16])]);
@@ -201,7 +206,8 @@ trait DrawMessages: Draw {
                 first: self.of(&[0, 1, u32::MAX]),
                 missing: self.missing(),
             },
-            _ => CoordinatorMessage::PartDone { mark: self.mark() },
+            16 => CoordinatorMessage::PartDone { mark: self.mark() },
+            _ => CoordinatorMessage::RenewNow { key: self.of(&[RenewalKey::Same, RenewalKey::New]) },
         }
     }
 

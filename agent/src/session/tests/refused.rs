@@ -8,6 +8,7 @@ fn what_cannot_get_better_ends_the_process() {
         (Rejection::Revoked, Ending::Revoked),
         (Rejection::Unknown, Ending::Unknown),
         (Rejection::Replaced, Ending::Replaced),
+        (Rejection::OldCertificate, Ending::OldCertificate),
         (Rejection::Protocol("x".into()), Ending::Protocol("x".into())),
         (Rejection::OtherModel("x".into()), Ending::Manifest("x".into())),
         (Rejection::WrongRun { run: RunId([9; 16]) }, Ending::WrongRun { enrolled: RUN, serving: RunId([9; 16]) }),

@@ -97,17 +97,17 @@ pub struct Path {
 }
 
 impl Line {
-    /// Connects to `address` (`host:port`), whose CA has this fingerprint, through `endpoint`.
+    /// Connects to `address` (`host:port`), whose CA has one of these fingerprints, through `endpoint`.
     ///
     /// # Errors
     /// See [`LineError`].
     pub async fn open(
         endpoint: &Endpoint,
         address: &str,
-        ca: Digest,
+        cas: &[Digest],
         credential: Option<Credential<'_>>,
     ) -> Result<Self, LineError> {
-        let config = tls::client_probe(ca, credential.map(|own| (own.certificate_der, own.key_der)))?;
+        let config = tls::client_probe(cas, credential.map(|own| (own.certificate_der, own.key_der)))?;
         let begun = Instant::now();
         let connection = tls::connect(endpoint, address, config).await?;
         Ok(Self { endpoint: endpoint.clone(), connection, handshake: begun.elapsed() })

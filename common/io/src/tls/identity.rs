@@ -1,12 +1,16 @@
-//! Who a certificate belongs to: subject `O=Anabranch, OU=<role>, CN=<name>`, and the id from its public key.
+//! Who a certificate belongs to: subject `O=Anabranch, OU=<role>, CN=<name>`, and the id from its public key. Where the key
+//! was replaced, `serialNumber=<id>` in the subject has the id of the first one.
 
 use std::str::FromStr;
 
-use anabranch_common::ids::AgentId;
+use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits::NAME_BYTES;
 use quinn::Connection;
 use rustls::pki_types::CertificateDer;
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
+
+use super::authority::issuer_id;
 
 /// `O` of every certificate's subject.
 pub const ORGANIZATION: &str = "Anabranch";
@@ -53,10 +57,16 @@ impl FromStr for Role {
 pub struct Peer {
     /// What it may do.
     pub role: Role,
-    /// The id that belongs to its public key, whatever its role.
+    /// Who it is, whatever its role: the id that its CA has written into the certificate, else that of its public key.
     pub agent: AgentId,
     /// Its name, for people.
     pub name: String,
+    /// The id that belongs to its public key: another one than `agent` once the key was replaced.
+    pub key: AgentId,
+    /// The name of the key of the CA that has issued the certificate ([`authority_id`](super::authority_id)).
+    pub authority: Option<Digest>,
+    /// Until when the certificate is valid, in seconds since 1970 (UTC).
+    pub expires_at_s: i64,
 }
 
 /// Why a certificate does not name anybody.
@@ -66,7 +76,7 @@ pub enum ParseCertificateError {
     #[error("certificate cannot be read: {0}")]
     Malformed(String),
     /// A certificate of something else.
-    #[error("certificate does not say O={ORGANIZATION}, one known OU and one CN")]
+    #[error("certificate does not say O={ORGANIZATION}, one known OU and one CN, or has more than an agent's id")]
     Subject,
 }
 
@@ -83,12 +93,18 @@ fn single<'a>(mut values: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     values.next().filter(|_| values.next().is_none())
 }
 
-fn subject(name: &X509Name<'_>) -> Option<(Role, String)> {
+fn subject(name: &X509Name<'_>) -> Option<(Role, String, Option<AgentId>)> {
     let organization = single(name.iter_organization().filter_map(|value| value.as_str().ok()))?;
     let unit = single(name.iter_organizational_unit().filter_map(|value| value.as_str().ok()))?;
     let common = single(name.iter_common_name().filter_map(|value| value.as_str().ok()))?;
     let fits = organization == ORGANIZATION && common.len() <= NAME_BYTES;
-    fits.then(|| Some((unit.parse().ok()?, common.to_owned())))?
+    let mut ids = name.iter_by_oid(&OID_X509_SERIALNUMBER).map(|id| id.as_str().ok()?.parse().ok());
+    let agent = match (ids.next(), ids.next()) {
+        (None, _) => None,
+        (Some(Some(agent)), None) => Some(agent),
+        _ => return None,
+    };
+    fits.then(|| Some((unit.parse().ok()?, common.to_owned(), agent)))?
 }
 
 /// Who a certificate (DER) belongs to. Does not verify anything.
@@ -97,8 +113,10 @@ fn subject(name: &X509Name<'_>) -> Option<(Role, String)> {
 /// See [`ParseCertificateError`].
 pub fn parse_peer(cert_der: &[u8]) -> Result<Peer, ParseCertificateError> {
     let certificate = parse(cert_der)?;
-    let (role, name) = subject(certificate.subject()).ok_or(ParseCertificateError::Subject)?;
-    Ok(Peer { role, agent: AgentId::of_public_key(certificate.public_key().raw), name })
+    let (role, name, written) = subject(certificate.subject()).ok_or(ParseCertificateError::Subject)?;
+    let key = AgentId::of_public_key(certificate.public_key().raw);
+    let (authority, expires_at_s) = (issuer_id(&certificate), certificate.validity().not_after.timestamp());
+    Ok(Peer { role, agent: written.unwrap_or(key), name, key, authority, expires_at_s })
 }
 
 /// The id that belongs to a certificate's (DER) public key.

@@ -16,9 +16,9 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::{Role, TlsError, client_crypto, key, parse_peer, provider, roots, server_crypto};
+use super::{Authorities, Role, TlsError, client_crypto, key, parse_peer, provider, server_crypto};
 
-/// Accepts the certificates that the run's CA has issued for agents, of all or of one of them.
+/// Accepts the certificates that the run's CAs have issued for agents, of all or of one of them.
 #[derive(Debug)]
 struct Agents {
     clients: Arc<dyn ClientCertVerifier>,
@@ -26,8 +26,9 @@ struct Agents {
 }
 
 impl Agents {
-    fn new(ca_der: &[u8], only: Option<AgentId>) -> Result<Arc<Self>, TlsError> {
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_der)?), provider()).build()?;
+    fn new(authorities: &Authorities, only: Option<AgentId>) -> Result<Arc<Self>, TlsError> {
+        let roots = Arc::new(authorities.roots()?);
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).build()?;
         Ok(Arc::new(Self { clients, only }))
     }
 
@@ -137,10 +138,14 @@ fn transport() -> TransportConfig {
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn member_server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerConfig, TlsError> {
+pub fn member_server(
+    authorities: impl Into<Authorities>,
+    cert_der: &[u8],
+    key_der: &[u8],
+) -> Result<ServerConfig, TlsError> {
     let tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Agents::new(ca_der, None)?)
+        .with_client_cert_verifier(Agents::new(&authorities.into(), None)?)
         .with_single_cert(vec![CertificateDer::from(cert_der.to_vec())], key(key_der)?)?;
     let mut config = server_crypto(tls, ALPN)?;
     let mut transport = transport();
@@ -165,11 +170,16 @@ pub fn trust_member(connection: &Connection) {
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn member_client(ca_der: &[u8], cert_der: &[u8], key_der: &[u8], agent: AgentId) -> Result<ClientConfig, TlsError> {
+pub fn member_client(
+    authorities: impl Into<Authorities>,
+    cert_der: &[u8],
+    key_der: &[u8],
+    agent: AgentId,
+) -> Result<ClientConfig, TlsError> {
     let tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Agents::new(ca_der, Some(agent))?)
+        .with_custom_certificate_verifier(Agents::new(&authorities.into(), Some(agent))?)
         .with_client_auth_cert(vec![CertificateDer::from(cert_der.to_vec())], key(key_der)?)?;
     let mut config = client_crypto(tls, ALPN)?;
     config.transport_config(Arc::new(transport()));
@@ -210,7 +220,7 @@ mod tests {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .dangerous()
-            .with_custom_certificate_verifier(Agents::new(&ca.der, Some(id(agent))).expect("a CA"))
+            .with_custom_certificate_verifier(Agents::new(&Authorities::from(&ca.der), Some(id(agent))).expect("a CA"))
             .with_no_client_auth();
         tls.alpn_protocols = vec![ALPN.to_vec()];
         ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("a suite")))

@@ -1,18 +1,20 @@
 //! TLS 1.3, over QUIC but for the page: who may talk to whom, and how a refusal is explained.
 //!
 //! ```text
-//!  server(...)         shows [server, CA]; asks for a client certificate; one that is sent must come from our CA
-//!  client(...)         shows its own certificate; trusts our CA only                     agents, operators
-//!  client_pinned(...)  shows none; trusts the CA with this BLAKE3 fingerprint only       join
-//!  client_probe(...)   shows an agent's or none; trusts that CA, also with certificates that have expired   doctor
-//!  member_server(...)  shows an agent's; lets in agents of our CA only                   members of a pod
-//!  member_client(...)  shows an agent's; trusts one agent of our CA only                 members of a pod
+//!  server(...)         shows [server, CA]; asks for a client certificate; one that is sent must come from our CAs
+//!  client(...)         shows its own certificate; trusts our CAs only                    agents, operators
+//!  client_pinned(...)  shows none; trusts the CAs with these BLAKE3 fingerprints only    join
+//!  client_probe(...)   shows an agent's or none; trusts those CAs, also with certificates that have expired   doctor
+//!  member_server(...)  shows an agent's; lets in agents of our CAs only                  members of a pod
+//!  member_client(...)  shows an agent's; trusts one agent of our CAs only                members of a pod
 //!  web_server(...)     shows [server, CA]; asks for nothing: browsers, over TCP          the operator's page
 //! ```
+//! There is one CA, or during a rollover two ([`Authorities`]).
 //! Identity comes from [`peer`], never from a payload. Revocation is the coordinator's: it looks the identity up after
 //! the handshake. Sessions are never resumed: a ticket would outlive the certificate it was issued for; and there is no
 //! 0-RTT, which could be replayed.
 
+mod authority;
 mod endpoint;
 mod identity;
 mod member;
@@ -31,12 +33,12 @@ use anabranch_common::limits;
 use anabranch_common::wire::handshake::ALPN;
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Connection, ServerConfig, TransportConfig, VarInt};
-use rustls::RootCertStore;
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier};
 
+pub use authority::{Authorities, authority_id, is_of_authority};
 pub use endpoint::{
     BindError, bind_client as client_endpoint, bind_lasting_server as lasting_server_endpoint,
     bind_server as server_endpoint, connect, split as split_address,
@@ -68,12 +70,6 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn roots(ca_der: &[u8]) -> Result<RootCertStore, rustls::Error> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(ca_der.to_vec()))?;
-    Ok(roots)
-}
-
 fn key(key_der: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::try_from(key_der.to_vec()).map_err(TlsError::Key)
 }
@@ -93,18 +89,20 @@ fn transport() -> TransportConfig {
     transport
 }
 
-/// The server's side. All arguments are DER; the key is PKCS#8.
+/// The server's side. All arguments are DER; the key is PKCS#8. The first authority has issued the certificate.
 ///
-/// A client may come without a certificate (to join), but one that it sends must be issued by this CA.
+/// A client may come without a certificate (to join), but one that it sends must be issued by one of these CAs.
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn server(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ServerConfig, TlsError> {
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca_der)?), provider())
+pub fn server(authorities: impl Into<Authorities>, cert_der: &[u8], key_der: &[u8]) -> Result<ServerConfig, TlsError> {
+    let authorities = authorities.into();
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities.roots()?), provider())
         .allow_unauthenticated()
         .build()?;
     // The CA goes along so that a joining client can compare it with the fingerprint in its token.
-    let chain = [cert_der, ca_der].map(|der| CertificateDer::from(der.to_vec())).to_vec();
+    let chain = std::iter::once(cert_der).chain(authorities.iter().take(1));
+    let chain = chain.map(|der| CertificateDer::from(der.to_vec())).collect();
     let tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
@@ -182,20 +180,20 @@ fn client_config(tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn client(ca_der: &[u8], cert_der: &[u8], key_der: &[u8]) -> Result<ClientConfig, TlsError> {
+pub fn client(authorities: impl Into<Authorities>, cert_der: &[u8], key_der: &[u8]) -> Result<ClientConfig, TlsError> {
     let tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots(ca_der)?)
+        .with_root_certificates(authorities.into().roots()?)
         .with_client_auth_cert(vec![CertificateDer::from(cert_der.to_vec())], key(key_der)?)?;
     client_config(tls)
 }
 
-/// The side of somebody who wants to join and knows only the CA's fingerprint, BLAKE3 over its DER.
+/// The side of somebody who wants to join and knows only fingerprints of CAs, BLAKE3 over their DER.
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn client_pinned(ca_fingerprint: Digest) -> Result<ClientConfig, TlsError> {
-    let verifier = verify::PinnedCa::new(ca_fingerprint, provider());
+pub fn client_pinned(ca_fingerprints: &[Digest]) -> Result<ClientConfig, TlsError> {
+    let verifier = verify::PinnedCa::new(ca_fingerprints, provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
@@ -204,13 +202,13 @@ pub fn client_pinned(ca_fingerprint: Digest) -> Result<ClientConfig, TlsError> {
     client_config(tls)
 }
 
-/// The side of `doctor`: trusts the CA with this fingerprint whatever this machine's clock says, and shows a certificate and
+/// The side of `doctor`: trusts the CAs with these fingerprints whatever this machine's clock says, and shows a certificate and
 /// its key (DER, PKCS#8) if it has them. For questions only: nothing that is kept, or sent, may depend on the answers.
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn client_probe(ca_fingerprint: Digest, own: Option<(&[u8], &[u8])>) -> Result<ClientConfig, TlsError> {
-    let verifier = verify::PinnedCa::new(ca_fingerprint, provider()).at_any_time();
+pub fn client_probe(ca_fingerprints: &[Digest], own: Option<(&[u8], &[u8])>) -> Result<ClientConfig, TlsError> {
+    let verifier = verify::PinnedCa::new(ca_fingerprints, provider()).at_any_time();
     let tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

@@ -125,7 +125,10 @@ pub(super) async fn refused(
 async fn an_agent_is_known_by_its_certificate() {
     let pair = connected_pair().await;
     let agent = agent_id(&pair.cert.der).expect("parses");
-    assert_eq!(peer(&pair.server), Some(Peer { role: Role::Agent, agent, name: "anna".to_owned() }));
+    let expires_at_s = FOREVER.1.unix_timestamp();
+    let expected =
+        Peer { role: Role::Agent, agent, name: "anna".to_owned(), key: agent, authority: None, expires_at_s };
+    assert_eq!(peer(&pair.server), Some(expected));
     assert_eq!(peer(&pair.client).map(|peer| peer.role), Some(Role::Server));
     let (from, to) = validity(&pair.cert.der).expect("parses");
     assert_eq!((from, to), (FOREVER.0.unix_timestamp(), FOREVER.1.unix_timestamp()));
@@ -191,13 +194,13 @@ async fn a_pinned_client_joins_without_identity_and_checks_the_fingerprint() {
     let ca = TestCa::new();
     let (endpoint, address) = ca.serve(&["127.0.0.1"]);
     let dialer = client_endpoint().expect("binds");
-    let right = client_pinned(Digest::of(&ca.der)).expect("configures");
+    let right = client_pinned(&[Digest::of(&ca.der)]).expect("configures");
     let (client, server) = tokio::join!(connect(&dialer, &address, right.clone()), accept_one(&endpoint));
     let (client, server) = (client.expect("connects"), server.expect("accepts"));
     assert_eq!(peer(&server), None);
     drop((client, server));
 
-    let wrong = client_pinned(Digest::of(b"another CA")).expect("configures");
+    let wrong = client_pinned(&[Digest::of(b"another CA")]).expect("configures");
     let (client_says, _) = refused(&endpoint, &address, wrong).await;
     assert_eq!(client_says, ConnectProblem::UnknownCa);
 
@@ -214,8 +217,8 @@ async fn a_pinned_client_refuses_a_server_that_only_shows_the_ca() {
     let config = server(&ours.der, &forged.der, &forged.key_der).expect("configures");
     let endpoint = server_endpoint(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), config).expect("binds");
     let address = endpoint.local_addr().expect("bound").to_string();
-    let pinned = client_pinned(Digest::of(&ours.der)).expect("configures");
-    let probing = client_probe(Digest::of(&ours.der), None).expect("configures");
+    let pinned = client_pinned(&[Digest::of(&ours.der)]).expect("configures");
+    let probing = client_probe(&[Digest::of(&ours.der)], None).expect("configures");
     for config in [pinned, probing] {
         let (client_says, _) = refused(&endpoint, &address, config).await;
         assert_eq!(client_says.exit_code(), ExitCode::Identity, "{client_says}");
@@ -228,7 +231,7 @@ async fn a_probing_client_takes_certificates_of_any_time_and_nothing_else() {
     let ca = TestCa::new();
     let past = (datetime!(2020-01-01 0:00 UTC), datetime!(2020-01-02 0:00 UTC));
     let future = (datetime!(2110-01-01 0:00 UTC), datetime!(2120-01-01 0:00 UTC));
-    let probing = || client_probe(Digest::of(&ca.der), None).expect("configures");
+    let probing = || client_probe(&[Digest::of(&ca.der)], None).expect("configures");
     let dialer = client_endpoint().expect("binds");
     for life in [past, future, FOREVER] {
         let certificate = ca.issue(Role::Server, "c", &["127.0.0.1"], life);
@@ -255,7 +258,7 @@ async fn the_reason_of_a_close_reaches_the_other_side() {
 async fn addresses_that_are_none_are_told() {
     let ca = TestCa::new();
     let dialer = client_endpoint().expect("binds");
-    let config = client_pinned(Digest::of(&ca.der)).expect("configures");
+    let config = client_pinned(&[Digest::of(&ca.der)]).expect("configures");
     let problem = connect(&dialer, "nowhere", config.clone()).await.expect_err("no port");
     assert_eq!(problem, ConnectProblem::BadAddress("nowhere".to_owned()));
 }
@@ -268,7 +271,7 @@ async fn a_silent_address_does_not_keep_the_next_one_waiting() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let found = [silent.local_addr().expect("bound"), endpoint.local_addr().expect("bound")];
     let dialer = client_endpoint().expect("binds");
-    let config = client_pinned(Digest::of(&ca.der)).expect("configures");
+    let config = client_pinned(&[Digest::of(&ca.der)]).expect("configures");
     let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found, config);
     // One after the other, the silent address alone takes the whole of this.
     let deadline = Duration::from_millis(limits::HANDSHAKE_TIMEOUT_MS);
@@ -289,7 +292,7 @@ async fn an_address_that_refuses_is_not_the_last_word() {
     let ((right, _), (wrong, _)) = (ours.serve(&["localhost"]), theirs.serve(&["localhost"]));
     let found = [&wrong, &right].map(|endpoint| endpoint.local_addr().expect("bound"));
     let dialer = client_endpoint().expect("binds");
-    let config = client_pinned(Digest::of(&ours.der)).expect("configures");
+    let config = client_pinned(&[Digest::of(&ours.der)]).expect("configures");
     let connecting = endpoint::connect_any(&dialer, "localhost:1", "localhost", &found, config.clone());
     let (client, server, other) = tokio::join!(connecting, accept_one(&right), accept_one(&wrong));
     assert_eq!(client.expect("connects").remote_address().port(), found[1].port());

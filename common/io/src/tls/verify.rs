@@ -10,19 +10,19 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, Error, SignatureScheme};
 
-/// Accepts a server chain that ends in the CA with this fingerprint and that verifies against that CA, for the server's
+/// Accepts a server chain that ends in a CA with one of these fingerprints and that verifies against that CA, for the server's
 /// name and the present time: what WebPKI does, with a CA that the server brings along.
 #[derive(Debug)]
 pub(super) struct PinnedCa {
-    fingerprint: Digest,
+    fingerprints: Vec<Digest>,
     provider: Arc<CryptoProvider>,
     /// Whether certificates are judged at a moment of their own life, not at the present time.
     at_any_time: bool,
 }
 
 impl PinnedCa {
-    pub(super) fn new(fingerprint: Digest, provider: Arc<CryptoProvider>) -> Self {
-        Self { fingerprint, provider, at_any_time: false }
+    pub(super) fn new(fingerprints: &[Digest], provider: Arc<CryptoProvider>) -> Self {
+        Self { fingerprints: fingerprints.to_vec(), provider, at_any_time: false }
     }
 
     /// The same for questions whose answers tell whose clock is wrong: certificates count as if they were valid now.
@@ -54,10 +54,10 @@ impl ServerCertVerifier for PinnedCa {
     ) -> Result<ServerCertVerified, Error> {
         let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let ca = intermediates.last().ok_or_else(unknown)?;
-        if Digest::of(ca) != self.fingerprint {
+        if !self.fingerprints.contains(&Digest::of(ca)) {
             return Err(unknown());
         }
-        let roots = Arc::new(super::roots(ca)?);
+        let roots = Arc::new(super::Authorities::from(ca).roots()?);
         let webpki = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&self.provider))
             .build()
             .map_err(|_| unknown())?;

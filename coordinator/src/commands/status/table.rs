@@ -288,6 +288,7 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
         ("eval", Align::Right),
         ("accepted", Align::Right),
         ("refused", Align::Right),
+        ("certificate until", Align::Left),
     ];
     let mut table = Table::new(&columns);
     for agent in agents {
@@ -303,9 +304,16 @@ pub(in crate::commands) fn members(agents: &[AgentStatus]) -> String {
             output::count(agent.eval_examples),
             output::count(agent.updates_accepted),
             output::count(agent.updates_refused.values().sum()),
+            certificate(agent),
         ]);
     }
     table.render()
+}
+
+/// Until when the certificate is good with which an agent has connected last, and whether it is to have a new key.
+fn certificate(agent: &AgentStatus) -> String {
+    let until = agent.certificate_expires_at_ms.map_or_else(|| "-".to_owned(), output::date);
+    if agent.rotates { format!("{until}, rotates") } else { until }
 }
 
 #[cfg(test)]
@@ -340,6 +348,8 @@ pub(super) mod tests {
             downlink_bytes: 9 << 20,
             evaluation_downlink_bytes: 0,
             evaluation_problem: None,
+            certificate_expires_at_ms: Some(1_800_000_000_000),
+            rotates: true,
         };
         let evaluation = |at_s: f64, accuracy: f64| TimedEvaluation {
             at_s,

@@ -177,11 +177,11 @@ fn no_list_is_sent_while_runs_are_being_opened() {
     };
     drop(world.host.open("c".into()));
     let wanted = RunsWanted::All;
-    world.handle(Input::Subscribe { peer: PeerId(7), agent: AGENT, wanted: wanted.clone() });
+    world.handle(Input::Subscribe { peer: PeerId(7), agent: AGENT, certificate: None, wanted: wanted.clone() });
     assert!(listed(&world).is_empty());
     world.opened("c", None);
     assert_eq!(listed(&world), [[A, B, C]]);
-    world.handle(Input::Subscribe { peer: PeerId(8), agent: AGENT, wanted });
+    world.handle(Input::Subscribe { peer: PeerId(8), agent: AGENT, certificate: None, wanted });
     assert!(world.is_closed(7) && !world.is_closed(8), "an agent has one such stream");
 }
 
@@ -231,7 +231,7 @@ fn a_run_that_is_in_use_or_leaves_files_can_be_deleted_again() {
 fn a_process_that_is_parked_waits_for_runs_that_are_made_and_not_for_those_that_are_opened() {
     let exits = |world: &World| world.outputs.iter().any(|output| matches!(output, Output::Exit(_)));
     let mut world = World::started();
-    world.handle(Input::Subscribe { peer: PeerId(7), agent: AGENT, wanted: RunsWanted::All });
+    world.handle(Input::Subscribe { peer: PeerId(7), agent: AGENT, certificate: None, wanted: RunsWanted::All });
     world.outputs.clear();
     drop(world.host.open("old".into()));
     world.create("c", "text", None);

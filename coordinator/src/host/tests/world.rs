@@ -115,7 +115,7 @@ impl World {
             device: "cpu".into(),
             pod: None,
         };
-        self.handle(Input::Hello { peer: PeerId(peer), agent, hello });
+        self.handle(Input::Hello { peer: PeerId(peer), agent, certificate: None, hello });
     }
 
     /// The node behind a connection gets an initial model over it.

@@ -70,7 +70,7 @@ impl Members {
             let issued = authority.issue_agent(&key.signing_request()?, &name, DAYS, unix_ms())?;
             let identity = LinkIdentity {
                 run: RUN,
-                ca_der: authority.ca_der().to_vec(),
+                authorities: authority.ca_der().into(),
                 certificate_der: issued.certificate_der,
                 key_der: key.to_der(),
             };

@@ -195,7 +195,7 @@ impl Agent {
                 Some(Input::Done(Done::Maths(Event::TrainingStopped { lease: lease.id })))
             }
             // No certificate ages here.
-            Output::Renew | Output::StoreCertificate(_) | Output::Exit(_) => None,
+            Output::Renew(_) | Output::StoreCertificate(_) | Output::Exit(_) => None,
         }
     }
 

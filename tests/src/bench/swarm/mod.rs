@@ -14,7 +14,7 @@ use std::time::Duration;
 use anabranch_agent::config::AgentDir;
 use anabranch_agent::identity::AgentKey;
 use anabranch_agent::session::command::Ending;
-use anabranch_agent::transport::{self, Dialer, Uplink};
+use anabranch_agent::transport::{self, Credentials, Dialer, Uplink};
 use anabranch_common::codec::{self, CodecSpec};
 use anabranch_common::ids::Digest;
 use anabranch_common::limits;
@@ -207,7 +207,7 @@ pub(super) fn with_cluster(
 pub(super) struct Swarm {
     shared: Arc<Shared>,
     agents: JoinSet<Ending>,
-    ca: Digest,
+    cas: Vec<Digest>,
     enrol_s: f64,
     all_working_s: f64,
 }
@@ -243,7 +243,7 @@ impl Swarm {
             agents.spawn(agent::work(member, Arc::clone(&shared)));
         }
         until_all_work(&shared, &mut agents, options.agents).await?;
-        Ok(Self { shared, agents, ca: token.ca_fingerprint, enrol_s, all_working_s: watch.seconds() })
+        Ok(Self { shared, agents, cas: token.ca_fingerprints.clone(), enrol_s, all_working_s: watch.seconds() })
     }
 
     /// Bytes of an update as it is sent.
@@ -253,7 +253,7 @@ impl Swarm {
 
     /// For TLS without a certificate, as a joining agent has it.
     pub(super) fn stranger(&self) -> anyhow::Result<quinn::ClientConfig> {
-        Ok(tls::client_pinned(self.ca)?)
+        Ok(tls::client_pinned(&self.cas)?)
     }
 
     /// Updates accepted, updates refused, connections lost.
@@ -322,7 +322,8 @@ async fn join(token: JoinToken, dir: AgentDir, number: u64, socket: Endpoint) ->
     let answer = tokio::time::timeout(patience, transport::join(&token, key.signing_request()?)).await;
     match answer.context("no answer to a request to join")?? {
         JoinResponse::Enrolled { run, agent, certificate_der, ca_der, .. } => {
-            let dialer = Dialer::new(token.address, &ca_der, &certificate_der, &key.to_der())?.through(socket);
+            let credentials = Credentials { authorities: (&ca_der).into(), certificate_der, key_der: key.to_der() };
+            let dialer = Dialer::new(token.addresses, &credentials)?.through(socket);
             Ok(Member { number, run, agent, uplink: Uplink::new(dialer) })
         }
         JoinResponse::Refused(refusal) => bail!("an agent may not join: {refusal:?}"),

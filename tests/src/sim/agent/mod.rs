@@ -336,7 +336,7 @@ impl World {
                     self.done_in(machine, self.setting.overhead.of(10), Done::Maths(Event::TrainingStopped { lease }));
                 }
             }
-            Output::Renew | Output::StoreCertificate(_) | Output::Exit(_) => {}
+            Output::Renew(_) | Output::StoreCertificate(_) | Output::Exit(_) => {}
         }
     }
 

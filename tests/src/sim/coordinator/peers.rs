@@ -137,7 +137,7 @@ impl World {
                 conn.peer = Some(peer);
                 process.peers.insert(peer, id);
                 self.pods.watched.greeted(peer, hello.pod.as_ref().and_then(|offer| offer.at_work));
-                self.coordinator_takes(Input::Hello { peer, agent: agent_id(machine), hello });
+                self.coordinator_takes(Input::Hello { peer, agent: agent_id(machine), certificate: None, hello });
             }
             Parcel::Message(message) => {
                 let Some(peer) = conn.peer else { return };

@@ -215,7 +215,7 @@ impl World {
             }
             node::Output::StopTraining => self.stop_training(machine, run),
             node::Output::SendPart { .. }
-            | node::Output::Renew
+            | node::Output::Renew(_)
             | node::Output::StoreCertificate(_)
             | node::Output::Exit(_) => {}
         }

@@ -104,7 +104,12 @@ impl World {
     /// An agent asks for the list of runs.
     pub(super) fn subscribed(&mut self, id: u64) {
         if let Some((peer, machine)) = self.named(id) {
-            self.coordinator_takes(Input::Subscribe { peer, agent: agent_id(machine), wanted: RunsWanted::All });
+            self.coordinator_takes(Input::Subscribe {
+                peer,
+                agent: agent_id(machine),
+                certificate: None,
+                wanted: RunsWanted::All,
+            });
         }
     }
 
@@ -114,7 +119,7 @@ impl World {
         match parcel {
             Parcel::Message(AgentMessage::Hello(hello)) => {
                 if let Some((peer, machine)) = self.named(id) {
-                    self.coordinator_takes(Input::Hello { peer, agent: agent_id(machine), hello });
+                    self.coordinator_takes(Input::Hello { peer, agent: agent_id(machine), certificate: None, hello });
                 }
             }
             Parcel::Message(message) => {

@@ -364,7 +364,7 @@ impl Fleet {
                     device: "cpu".into(),
                     pod: None,
                 };
-                let outputs = self.host.handle(self.now, Input::Hello { peer, agent, hello });
+                let outputs = self.host.handle(self.now, Input::Hello { peer, agent, certificate: None, hello });
                 self.sort(outputs);
             }
         }

@@ -1,0 +1,222 @@
+//! Members' certificates: with which key a member may connect, who has to renew, and when a rollover of the CA may end.
+//!
+//! ```text
+//!  agents rotate ─► mark, durable ─► the member is asked ─► its new key, durable ─► Sign ─► it connects: the old key is over
+//!  ca rotate     ─► Authority(Begin) ─► both CAs are trusted; members are asked ─► they connect with one of the next CA
+//!  ca finish     ─► is anybody left? ─► Authority(Finish) ─► the old CA's certificates are over
+//! ```
+
+use anabranch_common::ids::{AgentId, Digest};
+use anabranch_common::limits;
+use anabranch_common::status::{CaInfo, CaMember, CaStatus};
+use anabranch_common::wire::message::{Rejection, RenewalKey};
+use anabranch_common::wire::operator::OperatorResponse;
+use anabranch_io::tls;
+
+use super::roster::{ASKED_SINCE, Certificate, Member};
+use super::sign::{AuthorityJob, AuthorityStep, SignerJob};
+use super::{Command, Next, Registry};
+use crate::core::event::{Now, RequestId};
+use crate::core::status;
+
+/// A CA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Authority {
+    /// The name of its key: [`tls::authority_id`].
+    id: Option<Digest>,
+    fingerprint: Digest,
+    expires_at_ms: u64,
+}
+
+/// The CAs that are trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Authorities {
+    current: Authority,
+    /// During a rollover.
+    next: Option<Authority>,
+}
+
+impl Authorities {
+    /// Returns what the registry has to know of these CAs; nothing where there is none.
+    #[must_use]
+    pub fn of(cas: &tls::Authorities) -> Option<Self> {
+        let mut authorities = cas.iter().map(|der| {
+            let expires_at_s = tls::validity(der).map_or(0, |(_, until_s)| until_s);
+            let expires_at_ms = u64::try_from(expires_at_s).unwrap_or(0).saturating_mul(1_000);
+            Authority { id: tls::authority_id(der), fingerprint: Digest::of(der), expires_at_ms }
+        });
+        Some(Self { current: authorities.next()?, next: authorities.next() })
+    }
+
+    fn trusts(&self, id: Option<Digest>) -> bool {
+        id.is_some() && (id == self.current.id || self.next.is_some_and(|next| id == next.id))
+    }
+
+    fn newest(&self) -> &Authority {
+        self.next.as_ref().unwrap_or(&self.current)
+    }
+}
+
+impl From<&Authority> for CaInfo {
+    fn from(authority: &Authority) -> Self {
+        Self { fingerprint: authority.fingerprint, expires_at_ms: authority.expires_at_ms }
+    }
+}
+
+impl Registry {
+    /// The same with the CAs of the process. Without them, certificates of all CAs count alike.
+    #[must_use]
+    pub fn with_authorities(self, authorities: Option<Authorities>) -> Self {
+        Self { authorities, ..self }
+    }
+
+    /// Returns whether a member may connect with this certificate.
+    ///
+    /// # Errors
+    /// Its key was replaced, or its CA.
+    pub(super) fn check_certificate(
+        &self,
+        agent: AgentId,
+        member: &Member,
+        certificate: &Certificate,
+    ) -> Result<(), Rejection> {
+        let is_trusted = self.authorities.is_none_or(|authorities| authorities.trusts(certificate.authority));
+        if is_trusted && member.may_use(agent, certificate.key) { Ok(()) } else { Err(Rejection::OldCertificate) }
+    }
+
+    /// A member has connected with a certificate that it may use.
+    pub(super) fn shown(&mut self, agent: AgentId, certificate: &Certificate) -> Option<Command> {
+        let has_changed = self.roster.note_shown(agent, certificate);
+        // While the disk stalls, one item of each member waits.
+        (has_changed && self.showing.insert(agent)).then(|| self.save(Next::Shown(agent)))?
+    }
+
+    /// Returns the key for which a member is to renew its certificate now, if it is to.
+    #[must_use]
+    pub fn renewal_wanted(&self, agent: AgentId, certificate: &Certificate) -> Option<RenewalKey> {
+        let member = self.roster.member(agent).filter(|member| !member.revoked)?;
+        if certificate.version < ASKED_SINCE {
+            return None;
+        }
+        if member.rotates {
+            return Some(RenewalKey::New);
+        }
+        let next = self.authorities.and_then(|authorities| authorities.next)?;
+        (certificate.authority != next.id).then_some(RenewalKey::Same)
+    }
+
+    /// `agents rotate`.
+    pub(super) fn rotate(&mut self, request: RequestId, agent: Option<&str>) -> Command {
+        let refuse = |why: String| Command::Reply { request, response: OperatorResponse::NotFound(why) };
+        let agents: Vec<AgentId> = match agent.map(|agent| self.roster.find(agent)).transpose() {
+            Err(why) => return refuse(why),
+            Ok(Some(agent)) => vec![agent],
+            Ok(None) => self.roster.members().map(|(agent, _)| agent).collect(),
+        };
+        let marked = agents.iter().filter(|agent| self.roster.rotate(**agent)).count();
+        let text = match (agent, marked) {
+            (Some(agent), 0) => return refuse(format!("{agent} was revoked")),
+            (Some(agent), _) => format!("{agent} gets a new key: now if it is connected, else when it comes back"),
+            (None, marked) => format!("{marked} agents get new keys: those that are away when they come back"),
+        };
+        self.save_then(request, Command::AskToRenew { request, response: OperatorResponse::Done(text) })
+    }
+
+    /// `ca rotate`.
+    pub(super) fn begin_rollover(&self, now: Now, request: RequestId) -> Command {
+        match self.authorities {
+            Some(Authorities { next: None, .. }) => authority(now, request, AuthorityStep::Begin),
+            Some(_) => {
+                conflict(request, "a rollover is under way: `ca status` shows it, and `ca finish` ends it".into())
+            }
+            None => conflict(request, "the CAs of this coordinator are not known".into()),
+        }
+    }
+
+    /// `ca status`.
+    pub(super) fn rollover_status(&self, now: Now) -> OperatorResponse {
+        let Some(authorities) = &self.authorities else {
+            return OperatorResponse::Failed("the CAs of this coordinator are not known".into());
+        };
+        let newest = authorities.newest().id;
+        let of_members = || self.roster.members().filter(|(_, member)| !member.revoked);
+        let has_moved = |member: &Member| member.shown.is_some_and(|shown| shown.authority == newest);
+        let mut waiting = Vec::new();
+        if authorities.next.is_some() {
+            waiting.extend(of_members().filter(|(_, member)| !has_moved(member)).map(|(agent, member)| {
+                let expires_at_ms = member.shown.map(|shown| shown.expires_at_ms);
+                CaMember {
+                    agent,
+                    name: member.name.clone(),
+                    certificate_expires_at_ms: expires_at_ms,
+                    expired: expires_at_ms.is_some_and(|at_ms| at_ms <= now.unix_ms),
+                }
+            }));
+            waiting.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
+        }
+        status::json(&CaStatus {
+            current: (&authorities.current).into(),
+            next: authorities.next.as_ref().map(CaInfo::from),
+            moved: of_members().filter(|(_, member)| has_moved(member)).count() as u64,
+            waiting,
+        })
+    }
+
+    /// Returns why a rollover may not end, if it may not: members whose certificates are still good hold those of the old
+    /// CA.
+    #[must_use]
+    pub fn keeps_from_finishing(&self, now: Now) -> Option<String> {
+        let newest = self.authorities.as_ref().map(Authorities::newest)?.id;
+        let is_left = |member: &Member| {
+            let has_moved = member.shown.is_some_and(|shown| shown.authority == newest);
+            let has_expired = member.shown.is_some_and(|shown| shown.expires_at_ms <= now.unix_ms);
+            !member.revoked && !has_moved && !has_expired
+        };
+        let names: Vec<&str> =
+            self.roster.members().filter(|(_, member)| is_left(member)).map(|(_, member)| &*member.name).collect();
+        let shown = names.iter().take(limits::MEMBERS_NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more = names.len().saturating_sub(limits::MEMBERS_NAMED);
+        let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let count = names.len();
+        (count > 0).then(|| {
+            format!(
+                "{count} members have not connected with a certificate of the next CA: {shown}{and_more}; wait for them, \
+                 or end the rollover with --force: they will have to join again"
+            )
+        })
+    }
+
+    /// `ca finish`.
+    pub(super) fn finish_rollover(&self, now: Now, request: RequestId, force: bool) -> Command {
+        if self.authorities.is_none_or(|authorities| authorities.next.is_none()) {
+            return conflict(request, "no rollover is under way; `ca rotate` begins one".into());
+        }
+        match self.keeps_from_finishing(now) {
+            Some(why) if !force => conflict(request, why),
+            _ => authority(now, request, AuthorityStep::Finish),
+        }
+    }
+
+    /// The CAs of the process have changed, or not. Returns the answer to the operator.
+    pub(super) fn authority_done(
+        &mut self,
+        request: RequestId,
+        outcome: Result<(AuthorityStep, Authorities), String>,
+    ) -> Command {
+        match outcome {
+            Ok((step, authorities)) => {
+                self.authorities = Some(authorities);
+                Command::AskToRenew { request, response: OperatorResponse::Done(step.told().to_owned()) }
+            }
+            Err(why) => Command::Reply { request, response: OperatorResponse::Failed(why) },
+        }
+    }
+}
+
+fn authority(now: Now, request: RequestId, step: AuthorityStep) -> Command {
+    Command::Sign(SignerJob::Authority(AuthorityJob { request, step, at_ms: now.unix_ms }))
+}
+
+fn conflict(request: RequestId, why: String) -> Command {
+    Command::Reply { request, response: OperatorResponse::Conflict(why) }
+}
