@@ -20,9 +20,8 @@ use super::{CHECKSUM_BYTES, from_base32, to_base32};
 
 /// How a page token starts. The digit is the version of the layout.
 pub const PAGE_PREFIX: &str = "anp1-";
-const SECRET_BYTES: usize = 32;
 /// Characters after the prefix.
-const BODY_CHARS: usize = (8 * (SECRET_BYTES + CHECKSUM_BYTES)).div_ceil(5);
+const BODY_CHARS: usize = (8 * (32 + CHECKSUM_BYTES)).div_ceil(5);
 
 /// What the owner of a page token may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,7 +48,7 @@ impl PagePermission {
 #[derive(Clone, PartialEq, Eq)]
 pub struct PageToken {
     /// What the coordinator knows the digest of.
-    pub secret: [u8; SECRET_BYTES],
+    pub secret: [u8; 32],
 }
 
 /// Why a text is not a page token.
@@ -87,7 +86,7 @@ impl FromStr for PageToken {
             return Err(PageTokenError::Form);
         }
         let bytes = from_base32(body, PAGE_PREFIX.len()).map_err(|_| PageTokenError::Form)?;
-        let (secret, sum) = bytes.split_first_chunk::<SECRET_BYTES>().ok_or(PageTokenError::Form)?;
+        let (secret, sum) = bytes.split_first_chunk::<32>().ok_or(PageTokenError::Form)?;
         // The text itself is compared as well: it says more than the bytes, because of the bits that fill it up.
         if checksum(secret) != *sum || !to_base32(&bytes).eq_ignore_ascii_case(body) {
             return Err(PageTokenError::Checksum);

@@ -1,5 +1,6 @@
 //! One example of everything that has a byte layout, each with every field set to a value of its own.
 
+mod page;
 pub(crate) mod parcels;
 pub(crate) mod probe;
 
@@ -23,7 +24,6 @@ use anabranch_common::spec::{
     OptimizerSpec, PodSpec, RunSpec, ScheduleKind, ScheduleUnit, StageCount, StagesSpec, TargetSpec, TrainSpec,
     UploadSpec,
 };
-use anabranch_common::token::PagePermission;
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
 use anabranch_common::wire::handshake::{Agree, Propose, Purpose};
 use anabranch_common::wire::message::{
@@ -414,7 +414,7 @@ pub(crate) fn run_requests() -> Vec<RunRequest> {
 }
 
 pub(crate) fn registry_requests() -> Vec<RegistryRequest> {
-    vec![
+    let of_tokens = vec![
         RegistryRequest::AgentRevoke { agent: "clinic".into() },
         RegistryRequest::TokenCreate {
             name: Some("clinic".into()),
@@ -425,25 +425,14 @@ pub(crate) fn registry_requests() -> Vec<RegistryRequest> {
         },
         RegistryRequest::TokenList,
         RegistryRequest::TokenRevoke { id: "aabbccdd".into() },
-        RegistryRequest::PageTokenCreate {
-            name: Some("anna".into()),
-            ttl_ms: 3_600_000,
-            permission: PagePermission::Operate,
-            secret_digest: [0xBB; 32],
-        },
-        RegistryRequest::PageTokenCreate {
-            name: None,
-            ttl_ms: 1_000,
-            permission: PagePermission::View,
-            secret_digest: [0xCC; 32],
-        },
-        RegistryRequest::PageTokenList,
-        RegistryRequest::PageTokenRevoke { id: "bbaaccdd".into() },
+    ];
+    let of_authorities = vec![
         RegistryRequest::AgentRotate { agent: Some("clinic".into()) },
         RegistryRequest::CaRotate,
         RegistryRequest::CaStatus,
         RegistryRequest::CaFinish { force: true },
-    ]
+    ];
+    [of_tokens, page::requests(), of_authorities].concat()
 }
 
 pub(crate) fn operator_responses() -> Vec<OperatorResponse> {

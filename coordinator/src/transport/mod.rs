@@ -265,10 +265,15 @@ impl Shared {
     }
 
     /// Tells the loop. When the loop has ended there is nobody to tell, and the connection is about to be closed.
-    pub(crate) async fn tell(&self, input: Input) {
+    async fn tell(&self, input: Input) {
         if self.inputs.send(input).await.is_err() {
             tracing::trace!("the loop has ended");
         }
+    }
+
+    /// Tells the loop what can also be said later. Returns whether it had room.
+    pub(crate) fn try_tell(&self, input: Input) -> bool {
+        self.inputs.try_send(input).is_ok()
     }
 
     /// Tells the loop what an agent says, in a frame of so many bytes. Waits while too many bytes

@@ -5,7 +5,8 @@
 //!                                                       └─► /healthz: 200, or 503 with the reason
 //!  writers, checkpointers, connections ─► Events ─► /metrics
 //! ```
-//! Requests never reach the loop: they are answered from what it published. `anabranch_io::web` has the server.
+//! Requests never reach the loop, but for what owners of page tokens ask of runs: all others are answered from what it
+//! published. `anabranch_io::web` has the server.
 //!
 //! | file | what is in it |
 //! |---|---|

@@ -212,7 +212,34 @@ impl Browser {
         Ok(())
     }
 
-    /// Presses a key: `Tab`, `Enter`, `ArrowLeft`.
+    /// Types a text into what has the focus.
+    ///
+    /// # Errors
+    /// The browser does not answer.
+    pub fn type_text(&mut self, text: &str) -> anyhow::Result<()> {
+        self.ask("Input.insertText", json!({ "text": text }))?;
+        Ok(())
+    }
+
+    /// Lets pages save files into a folder.
+    ///
+    /// # Errors
+    /// The browser does not answer.
+    pub fn save_files_in(&mut self, folder: &Path) -> anyhow::Result<()> {
+        self.ask("Browser.setDownloadBehavior", json!({ "behavior": "allow", "downloadPath": folder }))?;
+        Ok(())
+    }
+
+    /// Takes certificates of any CA, as a person does who goes on past the warning.
+    ///
+    /// # Errors
+    /// The browser does not answer.
+    pub fn take_any_certificate(&mut self) -> anyhow::Result<()> {
+        self.ask("Security.setIgnoreCertificateErrors", json!({ "ignore": true }))?;
+        Ok(())
+    }
+
+    /// Presses a key: `Tab`, `Enter`, `Escape`, `ArrowLeft`.
     ///
     /// # Errors
     /// The browser does not answer.
@@ -220,6 +247,7 @@ impl Browser {
         let (code, text) = match key {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
+            "Escape" => (27, ""),
             "ArrowLeft" => (37, ""),
             other => bail!("the key {other} has no code here"),
         };

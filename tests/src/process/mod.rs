@@ -11,7 +11,7 @@
 //!  MemoryGroup ── a cgroup with a limit, where a test may make one
 //!  Recording ── the bytes of an agent's session, said again
 //!  Line ── a relay for UDP that can be cut in the middle of something
-//!  http_get, series ── figures over HTTP
+//!  http_get, http_post, series ── requests and figures over HTTP
 //!  Role ── which daemon, and how the binary becomes it
 //! ```
 
@@ -37,7 +37,7 @@ pub use cgroup::MemoryGroup;
 pub use child::{Ended, Process, call};
 pub use cluster::{Cluster, PATIENCE};
 pub use digits::{DIGITS, example};
-pub use http::{http_get, series};
+pub use http::{http_get, http_post, series};
 pub use line::{Line, Way};
 pub use preload::compile;
 pub use python::{PYTHON_PACKAGE, python_for_packages, python_has, python_with_torch};

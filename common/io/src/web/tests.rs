@@ -1,13 +1,20 @@
 //! The bounds of the server, over real TCP.
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anabranch_common::limits;
+use axum::body::Body;
 use axum::routing::get;
 use axum::{Extension, Router};
+use hyper::body::{Bytes, Frame};
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 
 use super::{Bounds, Client, Server};
@@ -153,4 +160,46 @@ async fn over_tls_requests_are_answered_and_plain_ones_are_not() {
         let _ = plain.read_to_end(&mut bytes).await;
         assert!(!String::from_utf8_lossy(&bytes).contains("HTTP/1.1"), "{bytes:?}");
     }
+}
+
+/// A body that lasts as long as its channel.
+struct Lasting(mpsc::Receiver<Bytes>);
+
+impl hyper::body::Body for Lasting {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|part| part.map(|part| Ok(Frame::data(part))))
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_outlasts_its_connections_life_is_sent_whole() {
+    let (parts, lasting) = mpsc::channel(1);
+    let lasting = Arc::new(Mutex::new(Some(lasting)));
+    let long = get(async move || Body::new(Lasting(lasting.lock().take().expect("asked for once"))));
+    let router = Router::new().route("/", get(async || "here\n")).route("/long", long);
+    let bounds = Bounds { life: Duration::from_millis(50), ..Bounds::default() };
+    let server = Server::bind(([127, 0, 0, 1], 0).into(), bounds).expect("a free port");
+    let address = server.address();
+    tokio::spawn(server.serve(router));
+    let mut client = TcpStream::connect(address).await.expect("connected");
+    ask(&mut client, "/long").await;
+    parts.send(Bytes::from_static(b"first")).await.expect("it is read");
+    let mut bytes = Vec::new();
+    while !String::from_utf8_lossy(&bytes).contains("first") {
+        assert!(client.read_buf(&mut bytes).await.expect("read") > 0, "it ends in {bytes:?}");
+    }
+    // A connection that was opened later has come to its end.
+    let mut later = TcpStream::connect(address).await.expect("connected");
+    ask(&mut later, "/").await;
+    later.read_to_end(&mut Vec::new()).await.expect("closed in order");
+    parts.send(Bytes::from_static(b"last")).await.expect("it is still read");
+    drop(parts);
+    client.read_to_end(&mut bytes).await.expect("closed in order");
+    assert!(String::from_utf8_lossy(&bytes).ends_with("\r\nlast\r\n0\r\n\r\n"), "{bytes:?}");
 }

@@ -103,7 +103,7 @@ impl Access {
     }
 
     /// Returns who sends a request.
-    async fn viewer(&self, headers: &HeaderMap, from: SocketAddr) -> Result<Viewer, Refusal> {
+    fn viewer(&self, headers: &HeaderMap, from: SocketAddr) -> Result<Viewer, Refusal> {
         if !headers.contains_key(AUTHORIZATION) {
             return match self.viewing {
                 Viewing::Open => Ok(Viewer::Anyone),
@@ -115,7 +115,7 @@ impl Access {
         let token = bearer(headers);
         match token.and_then(|token| grants.of_secret(&token.secret, now_ms)) {
             Some(grant) => {
-                self.note(&grant.id, now_ms).await;
+                self.note(&grant.id, now_ms);
                 Ok(Viewer::Owner(grant.clone()))
             }
             None => Err(self.wrong(from)),
@@ -133,18 +133,16 @@ impl Access {
         }
     }
 
-    /// Tells the loop of a use, unless it has heard of one a short while ago.
-    async fn note(&self, id: &str, now_ms: u64) {
+    /// Tells the loop of a use, unless it has heard of one a short while ago, or has too much to do.
+    fn note(&self, id: &str, now_ms: u64) {
+        let mut noted = self.noted.lock();
+        let is_recent = |at_ms: &u64| now_ms.abs_diff(*at_ms) < limits::PAGE_TOKEN_USE_MS;
+        noted.retain(|_, at_ms| is_recent(at_ms));
+        if !noted.contains_key(id)
+            && self.shared.try_tell(Input::Host(host::Input::PageTokenUsed { id: id.to_owned() }))
         {
-            let mut noted = self.noted.lock();
-            let is_recent = |at_ms: &u64| now_ms.abs_diff(*at_ms) < limits::PAGE_TOKEN_USE_MS;
-            if noted.get(id).is_some_and(is_recent) {
-                return;
-            }
-            noted.retain(|_, at_ms| is_recent(at_ms));
             noted.insert(id.to_owned(), now_ms);
         }
-        self.shared.tell(Input::Host(host::Input::PageTokenUsed { id: id.to_owned() })).await;
     }
 }
 
@@ -166,7 +164,7 @@ pub(super) async fn admit(
     mut request: Request,
     next: Next,
 ) -> Response {
-    match access.viewer(request.headers(), client.address).await {
+    match access.viewer(request.headers(), client.address) {
         Ok(viewer) => {
             request.extensions_mut().insert(viewer);
             next.run(request).await

@@ -3,6 +3,8 @@
 //! ```text
 //!  Snapshot ─ watch ─► follow ─► Page { snapshot, log, rates } ─ watch ─┬─► /api/state: one text
 //!                                                                       └─► /api/events: a text for each page, to each client
+//!  PageGrants ─ watch ─► access: whose token is it? ─┬─► operate ─► the loop, as a verb does
+//!                                                    └─► models: read beside the loop
 //! ```
 //! A text is written once for all clients that look at the same run. The files of the page are part of the binary.
 //!
@@ -18,7 +20,7 @@
 //! | `changes` | the events between two snapshots |
 //! | `state` | a page as JSON: the process, its runs and searches |
 //! | `attention` | what needs the operator, with its reason |
-//! | `run`, `agents`, `search` | one run, its agents, and one search in detail |
+//! | `run`, `agents`, `pods`, `search` | one run, its agents, its pods, and one search in detail |
 //! | `assets/` | HTML, CSS and scripts |
 
 mod access;

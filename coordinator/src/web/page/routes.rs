@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anabranch_common::ids::RunId;
 use anabranch_common::limits;
+use anabranch_common::token::PagePermission;
 use anabranch_io::web::{Hosts, Server};
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -161,7 +162,7 @@ struct TokenInfo<'a> {
 }
 
 async fn token(Extension(viewer): Extension<Viewer>) -> Response {
-    match viewer.with(anabranch_common::token::PagePermission::View) {
+    match viewer.with(PagePermission::View) {
         Ok(owner) => {
             let (name, permission) = (owner.name.as_deref(), owner.permission.word());
             let info = TokenInfo { id: &owner.id, name, permission, expires_at_ms: owner.expires_ms };

@@ -128,11 +128,11 @@ function measured(run) {
 function checkpoints(detail, { list, download }) {
   const columns = [
     ["version", (row) => String(row.version)],
-    ["taken", (row) => date(row.at_ms)],
-    ["size", (row) => row.size, "number"],
+    ["taken", (row) => date(row.at_ms), "wide"],
     ["digest", (row) => row.digest],
+    ["size", (row) => row.size, "number"],
     ["model", (row) => h("button", { type: "button", "aria-label": `Download version ${row.version}`,
-      onclick: () => download(detail, row.version) }, "Download")],
+      onclick: () => download(detail, row.version) }, "Download"), "number wide"],
   ];
   const rows = list && list.rows;
   return section("checkpoints", "Checkpoints",
@@ -158,7 +158,7 @@ function actions(detail, operate) {
   const toggle = detail.state === "paused" ? "resume" : "pause";
   const button = (key, verb, kind) => h("button", { key, id: `${key}-run`, type: "button", class: kind,
     onclick: () => operate(detail, verb) }, verb[0].toUpperCase() + verb.slice(1));
-  return h("p", { class: "actions", role: "group", "aria-label": `operate ${detail.name}` },
+  return h("p", { key: "actions", class: "actions", role: "group", "aria-label": `operate ${detail.name}` },
     button("pause", toggle, ""), button("stop", "stop", "danger"));
 }
 

@@ -4,29 +4,32 @@
 //! |---|---|
 //! | the page is that of the status, and follows it | docs/operating.md, "The page": what is shown, and where it is served |
 //! | an operator finds in the page what is wrong | docs/page.md: by clicking and by keyboard, at both widths, light and dark |
-//! | text that others chose stays text | a hostile device, a hostile link; nothing is loaded from elsewhere |
+//! | text that others chose stays text | a hostile device, a hostile link; nothing is loaded from elsewhere, and other sites change nothing |
+//! | a run is operated with a token (`operate`) | pause, resume, stop, models as files; wrong tokens, tokens to view |
+//! | a pod on the page (`pods`) | the members, their layers, and why no pod can be formed |
+//! | the page on the network (`network`) | HTTPS, and nothing without a token |
 
-use std::ffi::OsStr;
+mod network;
+mod operate;
+mod pods;
+mod scene;
+
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use anabranch_common::wire::message::RunPhase;
 use anabranch_tests::clock::poll;
 use anabranch_tests::hostile::{Identity, Member};
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Browser, Cluster, DIGITS, Look, PATIENCE, Role, http_get};
+use anabranch_tests::process::{Cluster, PATIENCE, http_get, http_post};
 use anyhow::Context as _;
+use scene::{DESK, Scene, free_address, tab_to};
 use serde_json::{Value, json};
 
-const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
+pub(crate) const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
 /// What a hostile agent calls its device.
 const MARKUP: &str = "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=2</script>";
-const DESK: Look = Look { width: 1280, height: 900, is_phone: false, scheme: "light" };
-const PHONE: Look = Look { width: 390, height: 844, is_phone: true, scheme: "dark" };
-
-fn free_address() -> anyhow::Result<String> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
-}
 
 /// The state that is served for a query.
 fn state(address: &str, query: &str) -> anyhow::Result<Value> {
@@ -40,11 +43,6 @@ fn state(address: &str, query: &str) -> anyhow::Result<Value> {
 fn the_page_is_that_of_the_status_and_follows_it() -> anyhow::Result<()> {
     let mut cluster = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
     let address = free_address()?;
-    let dir = cluster.coordinator_dir();
-    for reachable in ["0.0.0.0:8433", "[::]:8433"] {
-        let args = ["run".as_ref(), "--dir".as_ref(), dir.as_os_str(), "--page".as_ref(), OsStr::new(reachable)];
-        cluster.call(Role::Coordinator, &args)?.code(2)?.says(&["not encrypted", "ssh -L 8433:127.0.0.1:8433"])?;
-    }
     cluster.serve_with(&["--page", &address]);
     cluster.start_coordinator()?;
     let asks_for_agents = json!("no agent has taken part yet: `token create` makes a token for one");
@@ -94,91 +92,9 @@ fn the_page_is_that_of_the_status_and_follows_it() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A run that trains: two agents, one that evaluates, and one that joined and went.
-struct Scene {
-    cluster: Cluster,
-    address: String,
-    browser: Browser,
-    pictures: PathBuf,
-}
-
-impl Scene {
-    /// Nothing where there is no browser.
-    fn new() -> anyhow::Result<Option<Self>> {
-        let Some(browser) = Browser::start()? else {
-            println!("not done: there is no chromium to open the page with");
-            return Ok(None);
-        };
-        let mut cluster = Cluster::new(Path::new(LAB), &DIGITS.replace("versions = 40", "versions = 1000000"))?;
-        let address = free_address()?;
-        cluster.serve_with(&["--page", &address]);
-        cluster.start_coordinator()?;
-        let (shards, test) = cluster.split_digits(2)?;
-        let shards = [shards.join("agent-0"), shards.join("agent-1")];
-        let args: [[&OsStr; 2]; 3] = [
-            ["--shard".as_ref(), shards[0].as_os_str()],
-            ["--shard".as_ref(), shards[1].as_os_str()],
-            ["--eval-shard".as_ref(), test.as_os_str()],
-        ];
-        for (name, args) in ["clinic", "factory", "judge"].into_iter().zip(args) {
-            cluster.join(name)?;
-            cluster.start_agent(Role::Agent, name, &args, &[])?;
-        }
-        cluster.wait_until("two measurements", PATIENCE, |status| status.aggregates.len() >= 2)?;
-        let pictures = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page");
-        std::fs::create_dir_all(&pictures)?;
-        Ok(Some(Self { cluster, address, browser, pictures }))
-    }
-
-    fn page(&self) -> String {
-        format!("http://{}/", self.address)
-    }
-
-    /// Looks at what is shown at both widths, light and dark: everything fits, and every text can be read.
-    fn look_at(&mut self, name: &str) -> anyhow::Result<()> {
-        for (width, look) in [("desk", DESK), ("phone", PHONE)] {
-            for scheme in ["light", "dark"] {
-                self.browser.look(Look { scheme, ..look })?;
-                self.browser.wait_for(&format!("matchMedia('(prefers-color-scheme: {scheme})').matches"))?;
-                self.browser.picture(&self.pictures.join(format!("{name}-{width}-{scheme}.png")))?;
-                let wide = self.browser.eval("document.documentElement.scrollWidth - innerWidth")?;
-                assert!(wide.as_i64().is_some_and(|pixels| pixels <= 0), "{name} is {wide} pixels too wide at {width}");
-                let faint = self.browser.eval(FAINT)?;
-                assert_eq!(faint, json!([]), "{name}: text without contrast in {scheme}");
-            }
-        }
-        self.browser.look(DESK)
-    }
-}
-
-/// Texts whose contrast with what is behind them is less than 4.5 (WCAG 2.2, success criterion 1.4.3).
-const FAINT: &str = r#"(() => {
-  const parts = (text) => text.match(/[\d.]+/g).map(Number);
-  const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const behind = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = parts(getComputedStyle(e).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement, style = getComputedStyle(element);
-    if (!walker.currentNode.data.trim() || !element.getClientRects().length) continue;
-    if (["NOSCRIPT", "SCRIPT"].includes(element.tagName)) continue;
-    const ink = light(parts(element.namespaceURI.endsWith("svg") ? style.fill : style.color)), paper = light(behind(element));
-    const contrast = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-    if (contrast < 4.5) found.push(`${walker.currentNode.data}: ${contrast.toFixed(2)}`);
-  }
-  return found;
-})()"#;
-
 #[test]
 fn an_operator_finds_in_the_page_what_is_wrong() -> anyhow::Result<()> {
-    let Some(mut scene) = Scene::new()? else { return Ok(()) };
+    let Some(mut scene) = Scene::new(&[])? else { return Ok(()) };
     let page = scene.page();
     scene.browser.look(DESK)?;
     scene.browser.open(&page)?;
@@ -231,21 +147,9 @@ fn an_operator_finds_in_the_page_what_is_wrong() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Presses Tab until an element that is meant has the focus.
-fn tab_to(browser: &mut Browser, selector: &str) -> anyhow::Result<()> {
-    let elements = browser.eval("document.querySelectorAll('a, [tabindex]').length")?.as_u64().context("a number")?;
-    for _ in 0..=elements {
-        browser.press("Tab")?;
-        if browser.eval(&format!("document.activeElement.matches({})", json!(selector)))? == true {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("{selector} is not reached by Tab")
-}
-
 #[test]
 fn text_that_others_chose_stays_text() -> anyhow::Result<()> {
-    let Some(mut scene) = Scene::new()? else { return Ok(()) };
+    let Some(mut scene) = Scene::new(&[])? else { return Ok(()) };
     scene.cluster.join("mallory")?;
     let identity = Identity::read(&scene.cluster.agent_dir("mallory"))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -272,12 +176,33 @@ fn text_that_others_chose_stays_text() -> anyhow::Result<()> {
     let reading = format!("fetch('{page}api/state').then(() => window.told = 'read', () => window.told = 'refused')");
     scene.browser.eval(&format!("void {reading}"))?;
     assert_eq!(scene.browser.wait_for("window.told")?, "refused");
+    // Nor can it change anything, by a request or by a form: it has no token, and the browser says where it comes from.
+    let id = scene.run_id()?;
+    let stop = format!("{page}api/runs/{id}/stop");
+    let sending = format!(
+        "fetch('{stop}', {{ method: 'POST', mode: 'no-cors' }}).then((a) => window.sent = a.type, () => window.sent = 'failed')"
+    );
+    scene.browser.eval(&format!("void {sending}"))?;
+    scene.browser.wait_for("window.sent")?;
+    let (_, refused) =
+        http_post(&scene.address, &format!("/api/runs/{id}/stop"), &format!("Origin: http://{other}\r\n"))?;
+    assert!(refused.contains("other sites"), "{refused}");
+    let (status, _) = http_post(&scene.address, &format!("/api/runs/{id}/stop"), "")?;
+    assert_eq!(status, 401, "no token");
     let all_blocked = poll(PATIENCE, || {
         scene.browser.eval("1")?;
         let blocked = |what: &str| scene.browser.complaints.iter().any(|text| text.contains(what));
         Ok((blocked("frame-ancestors") && blocked("NotSameOrigin")).then_some(()))
     })?;
-    all_blocked.with_context(|| format!("{:?}", scene.browser.complaints))
+    all_blocked.with_context(|| format!("{:?}", scene.browser.complaints))?;
+    let form = format!("<form method=post action={stop}></form><p>other</p>");
+    let other = other_site(&form)?;
+    scene.browser.open(&format!("http://{other}/"))?;
+    scene.browser.wait_for("document.forms.length === 1 && document.readyState === 'complete'")?;
+    scene.browser.eval("document.forms[0].submit()")?;
+    scene.browser.wait_for_text("requests of other sites are refused")?;
+    assert_eq!(scene.cluster.status()?.state, RunPhase::Running);
+    Ok(())
 }
 
 /// Serves one document to whoever asks, as another site; where.
