@@ -25,6 +25,7 @@ pub mod host;
 pub mod identity;
 pub mod merger;
 pub mod node;
+mod overview;
 pub mod recovery;
 pub mod registry;
 pub mod rest;

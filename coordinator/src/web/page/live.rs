@@ -11,7 +11,7 @@ use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep;
 
-use super::history::Pages;
+use super::pages::Pages;
 use super::routes::Texts;
 use super::state::Which;
 

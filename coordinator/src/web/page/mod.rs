@@ -12,20 +12,15 @@
 //! | `guard` | what is refused before a route sees it; headers of every answer |
 //! | `routes` | what is answered |
 //! | `live` | server-sent events |
-//! | `history` | what only successive snapshots tell: the log of events, and rates |
-//! | `changes` | the events between two snapshots |
+//! | `pages` | a page for each snapshot: `overview` has what it tells |
 //! | `state` | a page as JSON: the process, its runs and searches |
-//! | `attention` | what needs the operator, with its reason |
-//! | `run`, `agents`, `search` | one run, its agents, and one search in detail |
+//! | `run`, `search` | one run and one search in detail |
 //! | `assets/` | HTML, CSS and scripts |
 
 mod address;
-mod agents;
-mod attention;
-mod changes;
 mod guard;
-mod history;
 mod live;
+mod pages;
 mod routes;
 mod run;
 mod search;

@@ -18,9 +18,10 @@ use tokio::sync::Semaphore;
 
 use super::address::Names;
 use super::guard::guard;
-use super::history::{Page, Pages, follow};
 use super::live::Live;
+use super::pages::{Pages, channel, follow};
 use super::state::{self, Which};
+use crate::overview::history::Page;
 use crate::web::Snapshots;
 
 const JSON: &str = "application/json";
@@ -46,7 +47,7 @@ struct Shown {
 
 /// Serves the page of what is published, until it is dropped.
 pub(crate) async fn serve(server: Server, names: Names, snapshots: Snapshots) {
-    let (out, pages) = Page::channel(&snapshots);
+    let (out, pages) = channel(&snapshots);
     tokio::join!(server.serve(router(pages, names)), follow(snapshots, out));
 }
 
