@@ -15,6 +15,7 @@
 
 pub mod cli;
 pub mod clock;
+mod columns;
 mod commands;
 pub mod config;
 pub mod core;
@@ -35,4 +36,5 @@ pub mod store;
 mod tensorboard;
 pub mod transport;
 pub mod web;
+pub mod widgets;
 mod workers;

@@ -35,6 +35,21 @@ pub(crate) enum Doing {
     Revoked,
 }
 
+impl Doing {
+    /// Returns the word for it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Failing => "failing",
+            Self::Refused => "refused",
+            Self::Slow => "slow",
+            Self::Away => "away",
+            Self::Training => "training",
+            Self::Connected => "connected",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
 /// What an agent is compared with.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Usual {
