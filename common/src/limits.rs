@@ -1,11 +1,13 @@
 //! Every bound in the system, by name and with its unit. A bound that is not here does not exist. Those of the operator's
-//! page are in a file of their own.
+//! page and of `top` are in files of their own.
 
 mod certificates;
 mod page;
+mod top;
 
 pub use certificates::*;
 pub use page::*;
+pub use top::*;
 
 pub mod doctor;
 

@@ -110,6 +110,15 @@ pub(crate) enum Verb {
     /// On a stopped coordinator the store is read instead. Where there are several runs, a table of them is shown, and --run
     /// names one.
     Status(StatusArgs),
+    /// Watch the whole process on a terminal: what needs attention, runs, agents, curves, searches, events
+    ///
+    /// Shows what the operator's page shows, once a second. ? lists the keys. A coordinator that is lost is found again.
+    /// Into a pipe, use `status --watch`.
+    #[command(after_help = "Examples:
+  anabranch-coordinator top --dir trainer
+  anabranch-coordinator top --connect trainer.example.org:4433 \\
+      --cert operator.crt --key operator.key --ca ca.crt")]
+    Top(TargetArgs),
     /// Give no more leases until `resume`; work under way is still merged
     Pause(RunTargetArgs),
     /// Give leases again
@@ -173,7 +182,7 @@ pub(crate) struct DoctorArgs {
 /// Which coordinator: the one of a directory, or one elsewhere.
 // Each argument names the heading: as `next_help_heading` of this struct it would also hold for the
 // arguments that follow where the struct is flattened.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct TargetArgs {
     /// Directory of the run, made by `init`
     #[arg(long, value_name = "DIR", env = DIR_ENV, required_unless_present = "connect",
@@ -194,7 +203,7 @@ pub(crate) struct TargetArgs {
 }
 
 /// Which run of which coordinator.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct RunTargetArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
@@ -203,7 +212,7 @@ pub(crate) struct RunTargetArgs {
 }
 
 /// Which run of a coordinator.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct WhichRun {
     /// Name or id of the run; needed only where there are several
     #[arg(long, value_name = "NAME", help_heading = TARGET_HEADING)]

@@ -15,6 +15,7 @@
 
 pub mod cli;
 pub mod clock;
+mod columns;
 mod commands;
 pub mod config;
 pub mod core;
@@ -25,6 +26,7 @@ pub mod host;
 pub mod identity;
 pub mod merger;
 pub mod node;
+mod overview;
 pub mod recovery;
 pub mod registry;
 pub mod rest;
@@ -34,4 +36,5 @@ pub mod store;
 mod tensorboard;
 pub mod transport;
 pub mod web;
+pub mod widgets;
 mod workers;

@@ -1,11 +1,10 @@
 //! The search as it is shown: a row for each trial on a terminal, and a line for each event elsewhere.
 
-use anabranch_coordinator::search::report::{SearchPhase, SearchReport, TrialPhase, TrialReport};
+use anabranch_coordinator::search::report::{SearchReport, TrialReport};
+use anabranch_coordinator::widgets::SearchPanel;
 use anabranch_examples::view::Picture;
 use ratatui::Frame;
-use ratatui::layout::{Constraint, Layout, Rect};
-use ratatui::style::{Color, Modifier, Style};
-use ratatui::widgets::{Block, Cell, Paragraph, Row, Table};
+use ratatui::layout::Rect;
 
 /// Shows a search.
 #[derive(Debug)]
@@ -30,12 +29,9 @@ impl Picture for Trials {
     }
 
     fn draw(&self, frame: &mut Frame<'_>, area: Rect, report: Option<&SearchReport>) {
-        let [head, trials] = Layout::vertical([Constraint::Length(4), Constraint::Min(5)]).areas(area);
-        let block = Block::bordered().title(" anabranch search ");
-        let text = report.map_or_else(|| "starting ...".to_owned(), summary);
-        frame.render_widget(Paragraph::new(text).block(block), head);
-        if let Some(report) = report {
-            frame.render_widget(table(report), trials);
+        match report {
+            Some(report) => frame.render_widget(SearchPanel::new(report), area),
+            None => frame.render_widget("search: starting ...", area),
         }
     }
 }
@@ -72,60 +68,11 @@ pub(crate) fn settings(trial: &TrialReport) -> String {
     trial.overrides.iter().map(setting).collect::<Vec<_>>().join(", ")
 }
 
-fn summary(report: &SearchReport) -> String {
-    let active =
-        report.trials.iter().filter(|trial| matches!(trial.state, TrialPhase::Running | TrialPhase::Measuring));
-    let full_run = report.rungs.last().copied().unwrap_or(1).max(1);
-    let best = report.leader.and_then(|leader| report.trials.iter().find(|trial| trial.trial == leader));
-    let best = best.and_then(|trial| Some((trial, trial.measured.last()?)));
-    let name = if report.state == SearchPhase::Running { "leader" } else { "winner" };
-    let best = best.map_or_else(
-        || "nothing was measured yet".to_owned(),
-        |(trial, newest)| format!("{name}: trial {} with {}", trial.trial, report.shown(newest.metric)),
-    );
-    format!(
-        "trials {} of {}, {} active   spent {} contributions, {:.1} full runs\n{best}",
-        report.trials.len(),
-        report.trials_planned,
-        active.count(),
-        report.spent,
-        report.spent as f64 / full_run as f64,
-    )
-}
-
-fn table(report: &SearchReport) -> Table<'_> {
-    let header = ["trial", "state", "rung", "merged", report.metric.as_str(), "curve", "settings"];
-    let widths = [5, 9, 5, 7, 9, 6, 60].map(Constraint::Length);
-    let last_rung = report.rungs.len().saturating_sub(1);
-    let rows = report.ordered().into_iter().map(move |trial| {
-        let state = report.standing(trial);
-        let colour = match trial.state {
-            _ if state == "winner" => Color::Green,
-            TrialPhase::Running => Color::Cyan,
-            TrialPhase::Measuring => Color::Yellow,
-            TrialPhase::Waiting => Color::Reset,
-            TrialPhase::Closed => Color::Red,
-        };
-        let newest = trial.measured.last().map_or_else(|| "-".to_owned(), |newest| report.shown(newest.metric));
-        Row::new([
-            Cell::from(trial.trial.to_string()),
-            Cell::from(state).style(Style::new().fg(colour)),
-            Cell::from(format!("{}/{last_rung}", trial.rung)),
-            Cell::from(trial.contributions.to_string()),
-            Cell::from(newest),
-            Cell::from(report.curve(trial)).style(Style::new().fg(Color::Cyan)),
-            Cell::from(settings(trial)),
-        ])
-    });
-    let header = Row::new(header).style(Style::new().add_modifier(Modifier::BOLD));
-    Table::new(rows, widths).header(header).block(Block::bordered().title(" trials, the best first "))
-}
-
 #[cfg(test)]
 mod tests {
     use anabranch_common::ids::ModelVersion;
     use anabranch_coordinator::search::record::{CloseReason, TrialId};
-    use anabranch_coordinator::search::report::{ClosedReport, MeasurementReport};
+    use anabranch_coordinator::search::report::{ClosedReport, MeasurementReport, TrialPhase};
     use serde_json::json;
 
     use super::*;
@@ -179,14 +126,5 @@ mod tests {
         let at_once = Trials.lines(Some(&first), &third);
         assert_eq!(at_once.len(), 3, "a promotion stands between two measurements: {at_once:?}");
         assert!(at_once[1].ends_with("trial 0 goes on to rung 1"), "{at_once:?}");
-    }
-
-    #[test]
-    fn the_summary_names_the_leader_and_the_price() {
-        let text = summary(&report(vec![trial(0, 1, &[0.75]), trial(1, 0, &[])]));
-        assert_eq!(
-            text,
-            "trials 2 of 12, 2 active   spent 16 contributions, 0.3 full runs\nleader: trial 0 with 75.00 %"
-        );
     }
 }

@@ -5,12 +5,15 @@ mod run;
 use std::fmt::Debug;
 use std::io::IsTerminal;
 
+use anabranch_coordinator::widgets::{is_colourless, remove_colours};
 use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::Stylize as _;
 use ratatui::text::Line;
-use ratatui::widgets::{Block, Paragraph};
+use ratatui::widgets::Paragraph;
 use ratatui::{DefaultTerminal, Frame};
 
-pub use run::{Measure, Subject};
+pub use anabranch_coordinator::widgets::Measure;
+pub use run::Subject;
 
 /// Lines of news that stay in sight.
 const NEWS: u16 = 4;
@@ -93,9 +96,12 @@ impl<P: Picture> Drop for View<P> {
 }
 
 fn draw<P: Picture>(frame: &mut Frame<'_>, picture: &P, news: &[String], report: Option<&P::Report>) {
-    let [area, log] = Layout::vertical([Constraint::Min(5), Constraint::Length(2 + NEWS)]).areas(frame.area());
+    let [area, log] = Layout::vertical([Constraint::Min(5), Constraint::Length(1 + NEWS)]).areas(frame.area());
     picture.draw(frame, area, report);
     let newest = news.iter().rev().take(usize::from(NEWS)).rev();
-    let lines: Vec<Line<'_>> = newest.map(|what| Line::from(what.as_str())).collect();
-    frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" news ")), log);
+    let lines = std::iter::once(Line::from("News").bold()).chain(newest.map(|what| Line::from(what.as_str())));
+    frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), log);
+    if is_colourless() {
+        remove_colours(frame.buffer_mut());
+    }
 }

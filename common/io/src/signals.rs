@@ -106,6 +106,17 @@ impl Signals {
         }
     }
 
+    /// Waits for a signal on a thread without a runtime, and returns its name.
+    pub fn wait(&mut self) -> &'static str {
+        loop {
+            match self.received.blocking_recv() {
+                Some(name) => return name,
+                // The listening thread never ends before the process.
+                None => std::thread::park(),
+            }
+        }
+    }
+
     /// Waits for a signal, and returns its name.
     pub async fn recv(&mut self) -> &'static str {
         match self.received.recv().await {

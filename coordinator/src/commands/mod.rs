@@ -24,13 +24,14 @@ mod search;
 mod status;
 mod stopped;
 mod token;
+mod top;
 
 use anabranch_io::logging::LogFormat;
 use clap::CommandFactory as _;
 
 use crate::cli::{Cli, PageVerb, Verb};
 pub(crate) use output::{bytes, count, date, span};
-pub(crate) use status::table::{head as status_lines, heard};
+pub(crate) use status::table::{head as status_lines, heard, state as status_state};
 pub(crate) use stopped::{mismatch_fail, recovery_fail};
 
 /// Does what the command line says.
@@ -49,6 +50,7 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Agents(verb) => agents::agents(verb),
         Verb::Ca(verb) => ca::ca(verb),
         Verb::Status(args) => status::status(&args),
+        Verb::Top(target) => top::top(target),
         Verb::Runs(verb) => runs::runs(verb),
         Verb::Search(verb) => search::search(verb),
         Verb::Pause(target) => control::pause(&target),

@@ -6,9 +6,10 @@ pub(super) use anabranch_io::cli::print;
 pub(crate) use anabranch_io::cli::size_text as bytes;
 use anabranch_io::terminal::{make_visible, visible};
 use anyhow::Context as _;
-pub(super) use console::Alignment as Align;
-use console::{measure_text_width, pad_str};
 use serde::de::DeserializeOwned;
+
+use crate::columns;
+pub(super) use crate::columns::Align;
 
 /// Writes one line to standard output.
 pub(super) fn print_line(text: &str) -> anyhow::Result<()> {
@@ -46,19 +47,7 @@ impl Table {
     }
 
     pub(super) fn render(&self) -> String {
-        let head: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let lines = || std::iter::once(&head).chain(&self.rows);
-        let width =
-            |column: usize| lines().filter_map(|row| row.get(column)).map(|cell| measure_text_width(cell)).max();
-        let widths: Vec<usize> = (0..self.columns.len()).map(|column| width(column).unwrap_or(0)).collect();
-        let mut text = String::new();
-        for row in lines() {
-            let cells = row.iter().zip(&widths).zip(&self.columns);
-            let cells = cells.map(|((cell, width), (_, align))| pad_str(cell, *width, *align, None));
-            text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-            text.push('\n');
-        }
-        text
+        columns::render(&self.columns, &self.rows)
     }
 }
 
@@ -127,14 +116,5 @@ mod tests {
         assert_eq!(comparison(297, 292).as_deref(), Some("about as much as"));
         assert_eq!(comparison(120, 100).as_deref(), Some("1.2x larger than"));
         assert_eq!([comparison(0, 100), comparison(100, 0)], [None, None]);
-    }
-
-    #[test]
-    fn columns_are_as_wide_as_they_need_to_be() {
-        let mut table = Table::new(&[("name", Align::Left), ("n", Align::Right)]);
-        table.row(vec!["clinic".into(), "7".into()]);
-        table.row(vec!["é".into(), "1,000".into()]);
-        table.row(vec!["診療".into(), "12".into()]);
-        assert_eq!(table.render(), "name        n\nclinic      7\né       1,000\n診療       12\n");
     }
 }

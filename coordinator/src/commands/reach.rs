@@ -106,14 +106,18 @@ impl Coordinator {
         })
     }
 
+    /// Asks, and returns whatever the answer says.
+    pub(super) fn exchange(&mut self, request: impl Into<OperatorRequest>) -> anyhow::Result<OperatorResponse> {
+        let request = request.into();
+        match self {
+            Self::Running(client) => client.ask(&request),
+            Self::Stopped(stopped) => stopped.answer(request),
+        }
+    }
+
     /// Asks; an answer that says no is an error with its exit code.
     pub(super) fn ask(&mut self, request: impl Into<OperatorRequest>) -> anyhow::Result<OperatorResponse> {
-        let request = request.into();
-        let response = match self {
-            Self::Running(client) => client.ask(&request)?,
-            Self::Stopped(stopped) => stopped.answer(request)?,
-        };
-        accepted(response)
+        accepted(self.exchange(request)?)
     }
 
     /// Asks for JSON and returns it as it came.

@@ -1,21 +1,18 @@
 //! `search start|status|stop|list|export`.
 
-use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anabranch_common::limits;
 use anabranch_common::wire::operator::SearchRequest;
 use anabranch_io::cli::OutputArgs;
 use anabranch_io::exit::{ExitCode, Fail};
-use anabranch_io::terminal::visible_line;
 use anabranch_io::text_file::{self, TextError};
 use anyhow::Context as _;
-use console::Term;
 
-use super::checkpoint;
 use super::output::{self, Align, Table};
 use super::reach::{self, Coordinator};
 use super::status::INTERVAL;
+use super::{checkpoint, top};
 use crate::cli::{ReportArgs, RunTargetArgs, SearchStatusArgs, SearchVerb, TargetArgs, WhichRun};
 use crate::config::ConfigError;
 use crate::runs::searches::check_texts;
@@ -99,53 +96,66 @@ fn price(price: &Price) -> String {
 }
 
 fn status(args: &SearchStatusArgs) -> anyhow::Result<()> {
-    let SearchStatusArgs { target, name, watch, svg, output } = args;
-    let mut running = None;
+    let SearchStatusArgs { watch, output, .. } = args;
+    let mut source = Source::new(args);
+    if *watch && !output.json && top::is_terminal() {
+        return top::search(source);
+    }
     loop {
-        let json = next(target, name.as_ref(), &mut running)?;
-        let report: SearchReport = output::read_report(&json, "the search")?;
-        if let Some(path) = svg {
-            std::fs::write(path, report.picture()).with_context(|| format!("cannot write {}", path.display()))?;
+        let (json, report) = source.next()?;
+        if output.json {
+            output::print_line(&json)?
+        } else {
+            output::print(&report.text())?
         }
-        let goes_on = *watch && report.state == SearchPhase::Running;
-        match (output.json, *watch && std::io::stdout().is_terminal()) {
-            (true, _) => output::print_line(&json)?,
-            (false, false) => output::print(&report.text())?,
-            (false, true) => draw(&report).context("cannot draw")?,
-        }
-        if !goes_on {
+        if !watch || report.state != SearchPhase::Running {
             return Ok(());
         }
         std::thread::sleep(INTERVAL);
     }
 }
 
-/// The next report. A coordinator that was started or stopped in the meantime is found again.
-fn next(target: &TargetArgs, name: Option<&String>, running: &mut Option<Coordinator>) -> anyhow::Result<String> {
-    let request = || SearchRequest::Status { name: name.cloned() };
-    if let Some(mut coordinator) = running.take()
-        && let Ok(json) = coordinator.ask_json(request())
-    {
-        *running = Some(coordinator);
-        return Ok(json);
-    }
-    let mut coordinator = Coordinator::look(target)?;
-    let json = coordinator.ask_json(request())?;
-    if matches!(coordinator, Coordinator::Running(_)) {
-        *running = Some(coordinator);
-    }
-    Ok(json)
+/// The reports of one search. A coordinator that was started or stopped in the meantime is found again.
+pub(super) struct Source {
+    target: TargetArgs,
+    name: Option<String>,
+    /// The picture that is written of each report.
+    svg: Option<PathBuf>,
+    /// The running coordinator that answered last.
+    running: Option<Coordinator>,
 }
 
-fn draw(report: &SearchReport) -> std::io::Result<()> {
-    let term = Term::buffered_stdout();
-    let (height, width) = term.size();
-    term.clear_screen()?;
-    for line in report.text().lines().take(usize::from(height).saturating_sub(1)) {
-        let line = visible_line(line);
-        term.write_line(&console::truncate_str(&line, usize::from(width), "…"))?;
+impl Source {
+    fn new(args: &SearchStatusArgs) -> Self {
+        let SearchStatusArgs { target, name, svg, .. } = args;
+        Self { target: target.clone(), name: name.clone(), svg: svg.clone(), running: None }
     }
-    term.flush()
+
+    /// Returns the next report, as JSON too.
+    pub(super) fn next(&mut self) -> anyhow::Result<(String, SearchReport)> {
+        let json = self.ask()?;
+        let report: SearchReport = output::read_report(&json, "the search")?;
+        if let Some(path) = &self.svg {
+            std::fs::write(path, report.picture()).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok((json, report))
+    }
+
+    fn ask(&mut self) -> anyhow::Result<String> {
+        let request = SearchRequest::Status { name: self.name.clone() };
+        if let Some(mut coordinator) = self.running.take()
+            && let Ok(json) = coordinator.ask_json(request.clone())
+        {
+            self.running = Some(coordinator);
+            return Ok(json);
+        }
+        let mut coordinator = Coordinator::look(&self.target)?;
+        let json = coordinator.ask_json(request)?;
+        if matches!(coordinator, Coordinator::Running(_)) {
+            self.running = Some(coordinator);
+        }
+        Ok(json)
+    }
 }
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {

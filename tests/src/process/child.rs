@@ -17,7 +17,7 @@ use crate::clock::poll;
 /// How long a command that does one thing may take.
 const CALL: Duration = Duration::from_secs(60);
 
-fn command(lab: &Path, role: Role, args: &[&OsStr]) -> Command {
+pub(super) fn command(lab: &Path, role: Role, args: &[&OsStr]) -> Command {
     let mut command = Command::new(lab);
     command.arg(role.arg()).args(args).stdin(Stdio::null());
     // Nothing of the surroundings may change what a test sees.
@@ -83,7 +83,7 @@ pub fn call(lab: &Path, role: Role, args: &[&OsStr], folder: &Path) -> anyhow::R
 }
 
 #[derive(Debug)]
-struct KillOnDrop(Child);
+pub(super) struct KillOnDrop(pub(super) Child);
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {

@@ -6,6 +6,7 @@
 //!     ├── be_agent ── an agent with a trainer of the tests
 //!     ├── TimedRun ── a cluster whose processes start at one moment and are watched from then on
 //!     └── Tail ── what an agent says in its log, as it is written
+//!  OnTerminal ── a command on a pseudo-terminal: keys, what is on its screen, whether it gives the terminal back
 //!  Browser ── Chromium without a window: clicks, keys, pictures
 //!  Usage ── memory and processor time of processes, looked up while they run
 //!  MemoryGroup ── a cgroup with a limit, where a test may make one
@@ -24,9 +25,11 @@ mod digits;
 mod http;
 mod line;
 mod preload;
+mod pty;
 mod python;
 mod recorded;
 mod role;
+mod screen;
 mod timed;
 mod usage;
 mod watch;
@@ -40,6 +43,7 @@ pub use digits::{DIGITS, example};
 pub use http::{http_get, http_post, series};
 pub use line::{Line, Way};
 pub use preload::compile;
+pub use pty::OnTerminal;
 pub use python::{PYTHON_PACKAGE, python_for_packages, python_has, python_with_torch};
 pub use recorded::{Answers, Recording};
 pub use role::Role;

@@ -83,6 +83,12 @@ impl ReadLock {
     }
 }
 
+/// Whether a process writes to the store in a directory, as far as its lock tells. Costs no copy of the store.
+#[must_use]
+pub fn is_written(dir: &Path) -> bool {
+    matches!(ReadLock::acquire(dir), Err(StorageError::Locked { .. }))
+}
+
 /// Returns who keeps `file` from being locked. The process id in the file is the latest writer's, which may have ended long
 /// ago: readers write none.
 fn holder_of(file: &mut File) -> LockHolder {
@@ -128,7 +134,9 @@ mod tests {
         assert!(matches!(&error, StorageError::Locked { holder: LockHolder::Readers, .. }), "{error}");
         assert!(!error.to_string().contains("process "), "{error}");
         drop(readers);
+        assert!(!is_written(dir.path()));
         let _writer = DirLock::acquire(dir.path()).expect("free again");
+        assert!(is_written(dir.path()));
         let error = ReadLock::acquire(dir.path()).expect_err("held by a writer");
         let own = LockHolder::Process(std::process::id());
         assert!(matches!(&error, StorageError::Locked { holder, .. } if *holder == own), "{error}");

@@ -43,6 +43,7 @@ use crate::durable::mark::CommitMark;
 
 pub use error::{LockHolder, StorageError};
 pub use files::{Access, Files, Growing};
+pub use lock::is_written;
 pub use owner::act_as_owner;
 pub use panic::install_panic_policy;
 pub use tree::{Batch, Bytes, Tree};

@@ -3,27 +3,20 @@
 mod plain;
 mod source;
 pub(in crate::commands) mod table;
-mod view;
-mod watch;
 
-pub(super) use source::INTERVAL;
-
-use std::io::IsTerminal as _;
+pub(super) use source::{INTERVAL, Source};
 
 use anabranch_common::status::{RunSummary, StatusReport};
 use anabranch_common::wire::operator::{RunRequest, RunsRequest};
 
 use super::reach::Coordinator;
-use super::{output, runs};
+use super::{output, runs, top};
 use crate::cli::{RunReportArgs, StatusArgs};
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<()> {
     let RunReportArgs { target, output } = &args.report;
     if args.watch {
-        return match (output.json, std::io::stdout().is_terminal()) {
-            (false, true) => watch::watch(target),
-            (json, _) => plain::watch(target, json),
-        };
+        return if !output.json && top::is_terminal() { top::run(target) } else { plain::watch(target, output.json) };
     }
     let mut coordinator = Coordinator::look(&target.target)?;
     if target.which.run.is_none()

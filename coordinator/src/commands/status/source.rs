@@ -12,16 +12,16 @@ use crate::commands::reach::Coordinator;
 pub(in crate::commands) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The reports of one run. A coordinator that was started or stopped in the meantime is found again.
-pub(super) struct Source<'a> {
+pub(in crate::commands) struct Source {
     /// The running coordinator that answered last. The store of a stopped one is let go after each
     /// report: a coordinator may want to start on it.
     running: Option<Coordinator>,
-    target: &'a RunTargetArgs,
+    target: RunTargetArgs,
 }
 
-impl<'a> Source<'a> {
-    pub(super) fn new(target: &'a RunTargetArgs) -> Self {
-        Self { running: None, target }
+impl Source {
+    pub(in crate::commands) fn new(target: &RunTargetArgs) -> Self {
+        Self { running: None, target: target.clone() }
     }
 
     /// Returns the next report as JSON.
@@ -29,7 +29,7 @@ impl<'a> Source<'a> {
     /// A coordinator closes its connections within moments of the run's end. So when the one that
     /// answered last fails to answer, the target is looked up once more: the store of a directory
     /// tells how the run ended.
-    pub(super) fn next(&mut self) -> anyhow::Result<String> {
+    pub(in crate::commands) fn next(&mut self) -> anyhow::Result<String> {
         if let Some(mut running) = self.running.take() {
             match running.ask_json(self.target.which.ask(RunRequest::Status)) {
                 Ok(report) => {

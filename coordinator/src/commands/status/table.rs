@@ -16,7 +16,7 @@ const EVALUATIONS: usize = 5;
 const NOW_MS: u64 = 10_000;
 
 /// The whole report.
-pub(super) fn status(report: &StatusReport) -> String {
+pub(in crate::commands) fn status(report: &StatusReport) -> String {
     let mut text = String::new();
     for (key, value) in head(report) {
         text.push_str(&format!("{key:<12}{value}\n"));
@@ -90,7 +90,7 @@ fn identifier(run: RunId) -> String {
 }
 
 /// The state of the run in a few words.
-pub(super) fn state(report: &StatusReport) -> String {
+pub(crate) fn state(report: &StatusReport) -> String {
     let state = match report.state {
         RunPhase::Pending => "pending: waits for the first agent, which makes the model".to_owned(),
         RunPhase::Running if !report.serving => format!("parked at version {}", report.version),

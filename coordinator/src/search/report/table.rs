@@ -1,20 +1,19 @@
 //! The report as text.
 
-use console::{Alignment, measure_text_width, pad_str};
-
 use super::{SearchPhase, SearchReport, TrialPhase, TrialReport};
+use crate::columns::{self, Align};
 use crate::search::spec::{Method, Metric};
 
 /// Bars of a sparkline, from the least metric of the search to the most.
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 /// Columns in front of those of the keys.
-const COLUMNS: [(&str, Alignment); 6] = [
-    ("TRIAL", Alignment::Right),
-    ("STATE", Alignment::Left),
-    ("RUNG", Alignment::Right),
-    ("CONTRIBUTIONS", Alignment::Right),
-    ("METRIC", Alignment::Right),
-    ("BY RUNG", Alignment::Left),
+const COLUMNS: [(&str, Align); 6] = [
+    ("TRIAL", Align::Right),
+    ("STATE", Align::Left),
+    ("RUNG", Align::Right),
+    ("CONTRIBUTIONS", Align::Right),
+    ("METRIC", Align::Right),
+    ("BY RUNG", Align::Left),
 ];
 
 pub(super) fn text(report: &SearchReport) -> String {
@@ -97,12 +96,11 @@ pub(super) fn shown(metric: Metric, value: f64) -> String {
 }
 
 /// The columns of the trials, and a row for each, from best to worst.
-pub(super) fn cells(report: &SearchReport) -> (Vec<(String, Alignment)>, Vec<Vec<String>>) {
+pub(super) fn cells(report: &SearchReport) -> (Vec<(String, Align)>, Vec<Vec<String>>) {
     let keys: Vec<&String> = report.trials.first().iter().flat_map(|trial| trial.overrides.keys()).collect();
-    let mut columns: Vec<(String, Alignment)> =
-        COLUMNS.iter().map(|(name, align)| ((*name).to_owned(), *align)).collect();
-    columns.extend(keys.iter().map(|key| ((*key).clone(), Alignment::Right)));
-    columns.push((String::new(), Alignment::Left));
+    let mut columns: Vec<(String, Align)> = COLUMNS.iter().map(|(name, align)| ((*name).to_owned(), *align)).collect();
+    columns.extend(keys.iter().map(|key| ((*key).clone(), Align::Right)));
+    columns.push((String::new(), Align::Left));
     let row = |trial: &TrialReport| {
         let newest = trial.measured.last().map_or_else(|| "-".to_owned(), |newest| shown(report.metric, newest.metric));
         let mut row = vec![
@@ -122,18 +120,9 @@ pub(super) fn cells(report: &SearchReport) -> (Vec<(String, Alignment)>, Vec<Vec
 }
 
 fn trials(report: &SearchReport) -> String {
-    let (columns, cells) = cells(report);
-    let mut rows = vec![columns.iter().map(|(name, _)| name.clone()).collect::<Vec<String>>()];
-    rows.extend(cells);
-    let width = |column: usize| rows.iter().map(|row| measure_text_width(&row[column])).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-    rows.iter().fold(String::new(), |mut text, row| {
-        let cells = row.iter().zip(&widths).zip(&columns);
-        let cells: Vec<_> = cells.map(|((cell, width), (_, align))| pad_str(cell, *width, *align, None)).collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-        text
-    })
+    let (names, rows) = cells(report);
+    let names: Vec<(&str, Align)> = names.iter().map(|(name, align)| (name.as_str(), *align)).collect();
+    columns::render(&names, &rows)
 }
 
 pub(super) fn state(report: &SearchReport, trial: &TrialReport) -> &'static str {

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::sleep;
 
 use super::access::{Grants, Viewer};
-use super::history::Pages;
+use super::pages::Pages;
 use super::routes::Texts;
 use super::state::Which;
 use crate::clock;

@@ -16,22 +16,17 @@
 //! | `operate`, `whole` | pause, resume and stop |
 //! | `models` | checkpoints, and models as files |
 //! | `live` | server-sent events |
-//! | `history` | what only successive snapshots tell: the log of events, and rates |
-//! | `changes` | the events between two snapshots |
+//! | `pages` | a page for each snapshot: `overview` has what it tells |
 //! | `state` | a page as JSON: the process, its runs and searches |
-//! | `attention` | what needs the operator, with its reason |
-//! | `run`, `agents`, `pods`, `search` | one run, its agents, its pods, and one search in detail |
+//! | `run`, `pods`, `search` | one run, its pods, and one search in detail |
 //! | `assets/` | HTML, CSS and scripts |
 
 mod access;
-mod agents;
-mod attention;
-mod changes;
 mod guard;
-mod history;
 mod live;
 mod models;
 mod operate;
+mod pages;
 mod pods;
 mod routes;
 mod run;

@@ -22,10 +22,11 @@ use tokio::sync::Semaphore;
 
 use super::access::{Access, Grants, Viewer, Viewing, admit};
 use super::guard::guard;
-use super::history::{Page, Pages, follow};
 use super::live::Live;
+use super::pages::{Pages, channel, follow};
 use super::state::{self, Which};
 use super::{models, operate};
+use crate::overview::history::Page;
 use crate::transport::Shared;
 use crate::web::Snapshots;
 
@@ -90,7 +91,7 @@ impl Shown {
 
 /// Serves the page of what is published, until it is dropped.
 pub(crate) async fn serve(server: Server, Served { hosts, viewing, snapshots, grants, shared }: Served) {
-    let (out, pages) = Page::channel(&snapshots);
+    let (out, pages) = channel(&snapshots);
     let access = Arc::new(Access::new(viewing, grants, Arc::clone(&shared)));
     let shown = Shown {
         pages,

@@ -5,11 +5,11 @@ use anabranch_common::merge::Served;
 use anabranch_common::status::StatusReport;
 use serde::Serialize;
 
-use super::agents::Agents;
 use super::pods::Pods;
-use super::state::{percent, thinned};
 use crate::commands::{count, span, status_lines};
 use crate::host::RunView;
+use crate::overview::agents::Agents;
+use crate::overview::words::{percent, thinned};
 
 /// A run.
 #[derive(Debug, Serialize)]

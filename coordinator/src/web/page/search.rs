@@ -59,53 +59,13 @@ impl SearchDetail {
 
 #[cfg(test)]
 mod tests {
-    use anabranch_common::ids::ModelVersion;
-
     use super::*;
-    use crate::search::price::Price;
-    use crate::search::record::{CloseReason, TrialId};
-    use crate::search::report::{
-        ClosedReport, MeasurementReport, SearchPhase, SearchReport, SearchStanding, SearchSummary, TrialPhase,
-        TrialReport,
-    };
-    use crate::search::spec::{Method, Metric};
-
-    fn trial(number: u32, metric: Option<f64>) -> TrialReport {
-        let measured =
-            metric.map(|metric| MeasurementReport { rung: 0, contributions: 6, version: ModelVersion(3), metric });
-        TrialReport {
-            trial: TrialId(number),
-            run: format!("lr-{number}"),
-            state: if metric.is_some() { TrialPhase::Waiting } else { TrialPhase::Closed },
-            rung: 0,
-            contributions: 6,
-            measured: measured.into_iter().collect(),
-            overrides: [("train.optimizer.lr".to_owned(), 0.25.into())].into(),
-            copies: Vec::new(),
-            closed: metric
-                .is_none()
-                .then(|| ClosedReport { why: CloseReason::Diverged, reason: "its loss is not finite".to_owned() }),
-        }
-    }
+    use crate::overview::tests::search;
+    use crate::search::report::{SearchStanding, SearchSummary};
 
     #[test]
     fn a_search_has_its_trials_from_best_to_worst_each_with_its_run() {
-        let report = SearchReport {
-            name: "lr".to_owned(),
-            method: Method::Asha,
-            metric: Metric::Accuracy,
-            state: SearchPhase::Running,
-            leader: Some(TrialId(2)),
-            started_at_ms: 0,
-            changed_at_ms: 0,
-            rungs: vec![6, 12],
-            trials_planned: 4,
-            parallel: 2,
-            price: Price { full_run: 12, least: 24, about: 30.0, most: 48 },
-            spent: 18,
-            trials: vec![trial(0, None), trial(1, Some(0.5)), trial(2, Some(0.75))],
-            problem: None,
-        };
+        let report = search();
         let summary = SearchSummary {
             state: SearchStanding::Running,
             trials: 3,

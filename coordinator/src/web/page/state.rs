@@ -1,19 +1,18 @@
 //! A page as JSON: the process, its runs and searches, and one of them in detail.
 
-use std::collections::BTreeMap;
-
 use anabranch_common::limits;
-use anabranch_common::status::{RunStanding, TimedAggregate};
 use anabranch_io::terminal::make_visible;
 use serde::Serialize;
 
-use super::attention::{self, Note};
-use super::changes::Entry;
-use super::history::Page;
 use super::run::RunDetail;
 use super::search::{SearchDetail, SearchLine};
 use crate::commands::{bytes, count, span};
-use crate::host::{Health, RunView};
+use crate::host::Health;
+use crate::overview::attention::{self, Note};
+use crate::overview::changes::Entry;
+use crate::overview::history::Page;
+use crate::overview::runs::{RunLine, connected, ordered};
+use crate::overview::words::health;
 
 /// Which details a client looks at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,24 +68,6 @@ struct State<'a> {
     missing: Option<&'a str>,
 }
 
-/// A run in the list of runs.
-#[derive(Debug, Serialize)]
-struct RunLine {
-    name: String,
-    state: &'static str,
-    version: Option<u64>,
-    accuracy: Option<String>,
-    loss: Option<String>,
-    /// Accuracies, oldest first: at most `limits::PAGE_SPARK_POINTS`.
-    spark: Vec<f64>,
-    /// Merged updates a minute.
-    rate: Option<String>,
-    accepted: String,
-    refused: String,
-    agents: String,
-    problem: Option<String>,
-}
-
 /// Returns a page as JSON in one line. Text that agents chose is made visible: no control character and no override of the
 /// direction of writing is left in it.
 pub(super) fn json(page: &Page, which: &Which) -> String {
@@ -97,9 +78,7 @@ pub(super) fn json(page: &Page, which: &Which) -> String {
 
 fn state<'a>(page: &'a Page, which: &'a Which) -> State<'a> {
     let view = &page.snapshot.view;
-    let mut runs: Vec<&RunView> = view.runs.iter().collect();
-    // The sort is stable: the process's own run stays first of its kind.
-    runs.sort_by_key(|view| rank(view.summary.state));
+    let mut runs = ordered(page);
     let more_runs = runs.len().saturating_sub(limits::PAGE_RUNS);
     runs.truncate(limits::PAGE_RUNS);
     let run = view.runs.iter().find(|run| matches!(which, Which::Run(name) if *name == run.summary.name));
@@ -121,7 +100,7 @@ fn state<'a>(page: &'a Page, which: &'a Which) -> State<'a> {
         health_text: health(&view.health),
         facts: facts(page),
         notes: attention::notes(page),
-        runs: runs.into_iter().map(|view| line(page, view)).collect(),
+        runs: runs.into_iter().map(|view| RunLine::of(page, view)).collect(),
         more_runs,
         searches: view.searches.iter().map(SearchLine::of).collect(),
         log: log.collect(),
@@ -134,81 +113,23 @@ fn state<'a>(page: &'a Page, which: &'a Which) -> State<'a> {
     }
 }
 
-/// What comes first in the list of runs.
-fn rank(state: RunStanding) -> u8 {
-    match state {
-        RunStanding::Failed => 0,
-        RunStanding::Running => 1,
-        RunStanding::Paused => 2,
-        RunStanding::Pending => 3,
-        RunStanding::Opening => 4,
-        RunStanding::Parked => 5,
-        RunStanding::Finished => 6,
-    }
-}
-
 fn facts(page: &Page) -> Vec<(&'static str, String)> {
     let snapshot = &page.snapshot;
     let serving_ms = snapshot.at_ms.saturating_sub(snapshot.started_at_ms);
     let members = snapshot.view.members.iter().filter(|member| !member.revoked).count();
-    let mut connected: BTreeMap<_, bool> = BTreeMap::new();
-    for agent in snapshot.view.runs.iter().filter_map(|run| run.report.as_ref()).flat_map(|report| &report.agents) {
-        *connected.entry(agent.agent).or_default() |= agent.connected;
-    }
-    let connected = connected.into_values().filter(|connected| *connected).count();
     vec![
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("started", format!("{} ago", span((serving_ms / 1_000) as f64))),
-        ("agents", format!("{} of {} connected", count(connected as u64), count(members as u64))),
+        ("agents", format!("{} of {} connected", count(connected(page) as u64), count(members as u64))),
         ("received", bytes(snapshot.network.received.ip_bytes())),
         ("sent", bytes(snapshot.network.sent.ip_bytes())),
     ]
 }
 
-fn line(page: &Page, view: &RunView) -> RunLine {
-    let summary = &view.summary;
-    let report = view.report.as_ref();
-    let aggregates = report.map_or(&[][..], |report| &report.aggregates);
-    let newest = aggregates.last().map(|timed| &timed.aggregate);
-    let refused = report.map_or(0, |report| report.updates_refused.values().sum());
-    RunLine {
-        name: summary.name.clone(),
-        state: summary.state.word(),
-        version: summary.version.map(|version| version.0),
-        accuracy: newest.map(|aggregate| percent(aggregate.accuracy)),
-        loss: newest.map(|aggregate| format!("{:.4}", aggregate.loss)),
-        spark: thinned(aggregates, limits::PAGE_SPARK_POINTS).map(|timed| timed.aggregate.accuracy).collect(),
-        rate: page.rates.get(&summary.name).map(|rate| format!("{:.0} a minute", rate.accepted_per_min())),
-        accepted: count(summary.updates_accepted),
-        refused: count(refused),
-        agents: format!("{} of {}", count(summary.connected), count(summary.agents)),
-        problem: summary.problem.clone(),
-    }
-}
-
-/// Returns at most so many of some measurements, evenly spread: the first and the newest are among them.
-pub(super) fn thinned(all: &[TimedAggregate], most: usize) -> impl Iterator<Item = &TimedAggregate> {
-    let points = all.len().min(most);
-    let last = all.len().saturating_sub(1);
-    (0..points).filter_map(move |nth| all.get(if points > 1 { nth * last / (points - 1) } else { last }))
-}
-
-/// `91.20 %`.
-pub(super) fn percent(share: f64) -> String {
-    format!("{:.2} %", 100.0 * share)
-}
-
-/// Whether the process does its work, in words.
-pub(super) fn health(health: &Health) -> String {
-    match health {
-        Health::Starting => "the process is starting: it reads what is stored".to_owned(),
-        Health::Serving => "the process serves its runs".to_owned(),
-        Health::Leaving(why) | Health::Failed(why) => why.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use anabranch_common::status::RunStanding;
+
     use super::super::tests::{agent, measured, page, run};
     use super::*;
 
@@ -222,16 +143,6 @@ mod tests {
         assert_eq!(Which::Run("wards".into()).existing(&page), Which::Run("wards".into()));
         let missing = Which::Missing("there is no run <b> here".into());
         assert_eq!(Which::Run("<b>".into()).existing(&page), missing);
-    }
-
-    #[test]
-    fn curves_are_thinned_between_their_ends() {
-        let all: Vec<TimedAggregate> = (0..101).map(measured).collect();
-        let versions = |most| thinned(&all, most).map(|timed| timed.aggregate.version.0).collect::<Vec<_>>();
-        assert_eq!(versions(5), [0, 25, 50, 75, 100]);
-        assert_eq!(versions(1), [100]);
-        assert_eq!(versions(200).len(), 101);
-        assert_eq!(thinned(&[], 5).count(), 0);
     }
 
     #[test]

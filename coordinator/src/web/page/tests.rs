@@ -1,86 +1,24 @@
-//! Made-up pages for the tests of each part, and the page over real TCP.
+//! The page over real TCP.
 
 mod tokens;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anabranch_common::ids::{AgentId, ModelVersion, RunId};
-use anabranch_common::journal::{Aggregate, Chain};
 use anabranch_common::limits;
-use anabranch_common::status::{AgentStatus, RunStanding, RunSummary, StatusReport, TimedAggregate};
-use anabranch_common::wire::message::RunPhase;
+use anabranch_common::status::RunStanding;
 use anabranch_io::web::{Bounds, Hosts, Server};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
 use super::access::Viewing;
-use super::history::{History, Page};
 use super::routes::{Served as Serving, serve};
-use crate::core::status::{report, unseen};
-use crate::host::{Health, RunView};
+use crate::host::RunView;
+pub(super) use crate::overview::tests::{agent, measured, page, run, snapshot_at};
 use crate::registry::page_tokens::PageGrants;
 use crate::transport::{Input, Shared};
 use crate::web::Snapshot;
-
-/// A process that serves.
-pub(super) fn snapshot_at(at_ms: u64, runs: Vec<RunView>) -> Snapshot {
-    let mut snapshot = Snapshot::starting(Vec::new());
-    (snapshot.at_ms, snapshot.started_at_ms) = (at_ms, 0);
-    (snapshot.view.health, snapshot.view.runs) = (Health::Serving, runs);
-    snapshot
-}
-
-pub(super) fn page(runs: Vec<RunView>) -> Page {
-    History::default().take(Arc::new(snapshot_at(1_000_000, runs)))
-}
-
-/// A run that is served.
-pub(super) fn run(name: &str, agents: Vec<AgentStatus>) -> RunView {
-    let run = RunId([1; 16]);
-    let options = crate::web::tests::options(run);
-    let count = |is: &dyn Fn(&AgentStatus) -> bool| agents.iter().filter(|agent| is(agent)).count() as u64;
-    let summary = RunSummary {
-        name: name.to_owned(),
-        run: Some(run),
-        own: true,
-        weight: 1,
-        state: RunStanding::Running,
-        version: Some(ModelVersion(7)),
-        updates_accepted: 0,
-        agents: count(&|_| true),
-        connected: count(&|agent| agent.connected),
-        problem: None,
-    };
-    let report = StatusReport {
-        serving: true,
-        state: RunPhase::Running,
-        ..report(&options, name, None, Chain::default(), agents, 0)
-    };
-    RunView { summary, report: Some(Box::new(report)), queues: None }
-}
-
-/// A connected agent.
-pub(super) fn agent(number: usize) -> AgentStatus {
-    let mut id = [0; 16];
-    id[8..].copy_from_slice(&(number as u64).to_be_bytes());
-    AgentStatus { name: format!("agent-{number}"), connected: true, ..unseen(AgentId(id)) }
-}
-
-/// A measurement of a version with so many percent.
-pub(super) fn measured(version: u64) -> TimedAggregate {
-    let aggregate = Aggregate {
-        version: ModelVersion(version),
-        accuracy: version as f64 / 100.0,
-        loss: 1.0 / (version + 1) as f64,
-        evaluators: 1,
-        num_examples: 10,
-        covered_examples: 10,
-        known_examples: 10,
-    };
-    TimedAggregate { at_s: version as f64, aggregate }
-}
 
 /// A page that is served.
 struct Served {

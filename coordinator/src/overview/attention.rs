@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::agents::{Doing, Usual, verdict};
 use super::history::Page;
-use super::state::health;
+use super::words::health;
 use crate::commands::{count, date};
 use crate::host::{Health, RunView};
 
@@ -15,16 +15,16 @@ const NAMED: usize = 3;
 
 /// What needs the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Note {
+pub(crate) struct Note {
     /// Whether work stands still for it.
-    pub(super) urgent: bool,
-    pub(super) run: Option<String>,
-    pub(super) search: Option<String>,
-    pub(super) text: String,
+    pub(crate) urgent: bool,
+    pub(crate) run: Option<String>,
+    pub(crate) search: Option<String>,
+    pub(crate) text: String,
 }
 
 /// Returns what needs the operator: the urgent first.
-pub(super) fn notes(page: &Page) -> Vec<Note> {
+pub(crate) fn notes(page: &Page) -> Vec<Note> {
     let view = &page.snapshot.view;
     let mut notes = Vec::new();
     let plain = |urgent, text| Note { urgent, run: None, search: None, text };

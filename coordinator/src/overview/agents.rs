@@ -18,7 +18,7 @@ const REFUSED: u64 = 3;
 /// What an agent does, the most urgent first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Doing {
+pub(crate) enum Doing {
     /// Its evaluations fail.
     Failing,
     /// More of its updates are refused than accepted.
@@ -35,9 +35,24 @@ pub(super) enum Doing {
     Revoked,
 }
 
+impl Doing {
+    /// Returns the word for it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Failing => "failing",
+            Self::Refused => "refused",
+            Self::Slow => "slow",
+            Self::Away => "away",
+            Self::Training => "training",
+            Self::Connected => "connected",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
 /// What an agent is compared with.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Usual {
+pub(crate) struct Usual {
     /// Half of the connected agents compute faster, in examples a second.
     examples_per_s: Option<f64>,
     /// Half of the merged updates were at most so stale, in versions.
@@ -45,7 +60,7 @@ pub(super) struct Usual {
 }
 
 impl Usual {
-    pub(super) fn of(report: &StatusReport) -> Self {
+    pub(crate) fn of(report: &StatusReport) -> Self {
         let known = report.agents.iter().filter(|agent| agent.connected && agent.examples_per_s > 0.0);
         let mut speeds: Vec<f64> = known.map(|agent| agent.examples_per_s).collect();
         speeds.sort_by(f64::total_cmp);
@@ -63,7 +78,7 @@ impl Usual {
 }
 
 /// Returns what an agent does, and why that is so where it is not as it should be.
-pub(super) fn verdict(agent: &AgentStatus, usual: Usual) -> (Doing, Option<String>) {
+pub(crate) fn verdict(agent: &AgentStatus, usual: Usual) -> (Doing, Option<String>) {
     if agent.revoked {
         return (Doing::Revoked, None);
     }
@@ -78,7 +93,7 @@ pub(super) fn verdict(agent: &AgentStatus, usual: Usual) -> (Doing, Option<Strin
 }
 
 /// `heard of 42 s ago`.
-pub(super) fn why_away(agent: &AgentStatus) -> String {
+pub(crate) fn why_away(agent: &AgentStatus) -> String {
     match agent.last_seen_ms {
         Some(ms) => format!("heard of {} ago", span((ms / 1_000) as f64)),
         None => "not heard of since the coordinator was started".to_owned(),
@@ -121,36 +136,41 @@ fn slow(agent: &AgentStatus, usual: Usual) -> Option<String> {
 
 /// A row of the table of agents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Row {
-    name: String,
-    doing: Doing,
-    why: Option<String>,
-    heard: Option<String>,
-    device: String,
-    speed: Option<String>,
-    steps: Option<u32>,
-    staleness: Option<u64>,
-    lag: Option<u64>,
-    loss: Option<String>,
-    accepted: String,
-    refused: String,
-    up: String,
-    down: String,
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) doing: Doing,
+    pub(crate) why: Option<String>,
+    pub(crate) heard: Option<String>,
+    pub(crate) device: String,
+    pub(crate) speed: Option<String>,
+    pub(crate) steps: Option<u32>,
+    pub(crate) staleness: Option<u64>,
+    pub(crate) lag: Option<u64>,
+    pub(crate) loss: Option<String>,
+    pub(crate) accepted: String,
+    pub(crate) refused: String,
+    pub(crate) up: String,
+    pub(crate) down: String,
 }
 
 /// The agents of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Agents {
+pub(crate) struct Agents {
     /// How many do what, the most urgent first.
-    counts: Vec<(Doing, usize)>,
+    pub(crate) counts: Vec<(Doing, usize)>,
     /// Those that need the operator first, then by name: at most `limits::PAGE_AGENTS`.
-    rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
     /// How many more there are.
-    more: usize,
+    pub(crate) more: usize,
 }
 
 impl Agents {
-    pub(super) fn of(report: &StatusReport) -> Self {
+    pub(crate) fn of(report: &StatusReport) -> Self {
+        Self::named(report, "")
+    }
+
+    /// Returns the agents whose names have a part, in capitals or not. All agents are counted.
+    pub(crate) fn named(report: &StatusReport, part: &str) -> Self {
         let usual = Usual::of(report);
         let mut all: Vec<_> = report.agents.iter().map(|agent| (verdict(agent, usual), agent)).collect();
         all.sort_by(|((a, _), one), ((b, _), other)| (a, &one.name, one.agent).cmp(&(b, &other.name, other.agent)));
@@ -161,6 +181,8 @@ impl Agents {
                 _ => counts.push((*doing, 1)),
             }
         }
+        let part = part.to_lowercase();
+        all.retain(|(_, agent)| agent.name.to_lowercase().contains(&part));
         let more = all.len().saturating_sub(limits::PAGE_AGENTS);
         let rows = all.into_iter().take(limits::PAGE_AGENTS).map(|((doing, why), agent)| row(agent, doing, why));
         Self { counts, rows: rows.collect(), more }
@@ -255,5 +277,14 @@ mod tests {
         let agents = Agents::of(&report(all));
         assert_eq!((agents.rows.len(), agents.more), (limits::PAGE_AGENTS, 5));
         assert_eq!((agents.rows[0].doing, agents.rows[0].name.as_str()), (Doing::Away, "agent-7"));
+    }
+
+    #[test]
+    fn agents_are_found_by_a_part_of_their_names_beyond_the_bound_too() {
+        let all: Vec<AgentStatus> = (0..limits::PAGE_AGENTS + 5).map(agent).collect();
+        let last = format!("AGENT-{}", limits::PAGE_AGENTS + 4);
+        let agents = Agents::named(&report(all), &last);
+        assert_eq!((agents.rows.len(), agents.more), (1, 0));
+        assert_eq!(agents.counts, [(Doing::Connected, limits::PAGE_AGENTS + 5)]);
     }
 }

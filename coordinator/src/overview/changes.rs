@@ -8,26 +8,26 @@ use anabranch_common::status::{AgentStatus, StatusReport};
 use serde::Serialize;
 
 use super::agents::why_away;
-use super::state::{health, percent};
+use super::words::{health, percent};
 use crate::host::{RunView, SearchView};
 use crate::search::report::SearchReport;
 use crate::web::Snapshot;
 
 /// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// Unix time in milliseconds of the snapshot that shows it.
-    pub(super) at_ms: u64,
-    pub(super) kind: EventKind,
+    pub(crate) at_ms: u64,
+    pub(crate) kind: EventKind,
     /// The run that it is about.
-    pub(super) run: Option<String>,
-    pub(super) text: String,
+    pub(crate) run: Option<String>,
+    pub(crate) text: String,
 }
 
 /// What an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum EventKind {
+pub(crate) enum EventKind {
     Process,
     Run,
     Agent,
@@ -39,14 +39,14 @@ pub(super) enum EventKind {
 
 impl EventKind {
     /// Whether a run that is well brings such events all the time.
-    pub(super) fn is_routine(self) -> bool {
+    pub(crate) fn is_routine(self) -> bool {
         matches!(self, Self::Measured | Self::Checkpoint)
     }
 }
 
 /// Returns what happened between two snapshots: the most general first, and at most `limits::PAGE_EVENTS_AT_ONCE`, the last
 /// of which counts those that are left out.
-pub(super) fn between(before: &Snapshot, after: &Snapshot) -> Vec<Entry> {
+pub(crate) fn between(before: &Snapshot, after: &Snapshot) -> Vec<Entry> {
     let mut found = Found { at_ms: after.at_ms, run: None, entries: Vec::new() };
     if before.view.health != after.view.health {
         found.add(EventKind::Process, health(&after.view.health));

@@ -4,69 +4,44 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use anabranch_common::limits;
-use tokio::sync::watch;
 
 use super::changes::{self, Entry};
 use crate::host::RunView;
-use crate::web::{Snapshot, Snapshots};
-
-/// The newest page.
-pub(super) type Pages = watch::Receiver<Arc<Page>>;
+use crate::web::Snapshot;
 
 /// What is shown at one moment.
 #[derive(Debug, Clone)]
-pub(super) struct Page {
+pub(crate) struct Page {
     /// Grows with each page of this process.
-    pub(super) number: u64,
-    pub(super) snapshot: Arc<Snapshot>,
+    pub(crate) number: u64,
+    pub(crate) snapshot: Arc<Snapshot>,
     /// What has happened, oldest first: at most `limits::PAGE_EVENTS`.
-    pub(super) log: VecDeque<Arc<Entry>>,
+    pub(crate) log: VecDeque<Arc<Entry>>,
     /// How fast each run gets on, by its name.
-    pub(super) rates: BTreeMap<String, Rate>,
+    pub(crate) rates: BTreeMap<String, Rate>,
 }
 
 /// What the latest minute brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     /// The time that is counted.
-    pub(super) over_ms: u64,
+    pub(crate) over_ms: u64,
     /// Updates merged in it.
-    pub(super) accepted: u64,
+    pub(crate) accepted: u64,
     /// Updates refused in it.
-    pub(super) refused: u64,
+    pub(crate) refused: u64,
 }
 
 impl Rate {
     /// Merged updates a minute.
-    pub(super) fn accepted_per_min(self) -> f64 {
+    pub(crate) fn accepted_per_min(self) -> f64 {
         self.accepted as f64 * 60_000.0 / self.over_ms as f64
-    }
-}
-
-impl Page {
-    /// Returns where pages are published, beginning with that of the newest snapshot.
-    pub(super) fn channel(snapshots: &Snapshots) -> (watch::Sender<Arc<Self>>, Pages) {
-        let snapshot = Arc::clone(&snapshots.borrow());
-        let page = Self { number: 0, snapshot, log: VecDeque::new(), rates: BTreeMap::new() };
-        watch::channel(Arc::new(page))
-    }
-}
-
-/// Makes a page of each snapshot, until there are no more.
-pub(super) async fn follow(mut snapshots: Snapshots, out: watch::Sender<Arc<Page>>) {
-    let mut history = History::default();
-    loop {
-        let snapshot = Arc::clone(&snapshots.borrow_and_update());
-        out.send_replace(Arc::new(history.take(snapshot)));
-        if snapshots.changed().await.is_err() {
-            return;
-        }
     }
 }
 
 /// What is remembered between snapshots.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(crate) struct History {
     number: u64,
     before: Option<Arc<Snapshot>>,
     log: VecDeque<Arc<Entry>>,
@@ -83,7 +58,7 @@ struct Counts {
 
 impl History {
     /// Returns the page of the next snapshot.
-    pub(super) fn take(&mut self, snapshot: Arc<Snapshot>) -> Page {
+    pub(crate) fn take(&mut self, snapshot: Arc<Snapshot>) -> Page {
         if let Some(before) = &self.before {
             self.log.extend(changes::between(before, &snapshot).into_iter().map(Arc::new));
             self.forget();
