@@ -1,8 +1,10 @@
 //! Every bound in the system, by name and with its unit. A bound that is not here does not exist. Those of the operator's
-//! page are in a file of their own.
+//! page and of object stores are in files of their own.
 
+mod objects;
 mod page;
 
+pub use objects::*;
 pub use page::*;
 
 pub mod doctor;
