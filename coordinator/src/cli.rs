@@ -1,5 +1,8 @@
 //! The command line: arguments as typed. What they do is in `commands`.
 
+#[cfg(feature = "object-store")]
+mod store;
+
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
@@ -11,6 +14,8 @@ use anabranch_io::cli::{self, LogArgs, OutputArgs};
 use anabranch_io::web::listen_address;
 use clap::{Args, Parser, Subcommand};
 
+#[cfg(feature = "object-store")]
+pub(crate) use self::store::StoreVerb;
 use crate::commands;
 use crate::config;
 use crate::web::page_address;
@@ -32,7 +37,8 @@ Exit codes:
   10  manifest or model does not match the run
   11  the model is no longer finite
   12  a certificate is not valid at this machine's clock
-  13  port taken, or address not available";
+  13  port taken, or address not available
+  15  another coordinator has taken the run's store over";
 
 const EXAMPLES: &str = "\
 From nothing to a run:
@@ -112,6 +118,10 @@ pub(crate) enum Verb {
     /// Check run.toml
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Check an object store, and copy a run into one or out of one
+    #[cfg(feature = "object-store")]
+    #[command(subcommand)]
+    Store(StoreVerb),
     /// Write the manual pages of this program, one for each verb
     #[command(after_help = "Example:
   anabranch-coordinator man --out ~/.local/share/man/man1")]

@@ -42,7 +42,7 @@ use crate::recovery::OTHER_VERSION_HELP;
 use crate::registry::Registry;
 use crate::registry::roster::{MEMBER_KEYS, Roster, TOKEN_KEYS};
 use crate::runs::{self, OpenError};
-use crate::store::{Catalogue, SledStore, Store};
+use crate::store::{Catalogue, Store};
 use crate::transport::{self, Input, PeerOp, Shared};
 use crate::workers::{RegistryWorkers, RunWorkers};
 
@@ -117,8 +117,8 @@ fn allow_open_files() {
 
 async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let RunOptions { dir, config, identity, stay, watch } = options;
-    let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(runs::STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
+    let store = runs::stores::open(&dir, config.store.url.as_deref()).map_err(storage_fail)?;
     let mut host = Host::new(registry(store.catalogue())?);
     if stay {
         host.stay();

@@ -4,8 +4,10 @@
 pub const OBJECT_ATTEMPTS: u32 = 10;
 /// First and longest rest between two of them, in milliseconds.
 pub const OBJECT_REST_MS: (u64, u64) = (50, 3_000);
-/// How long one request may take, in milliseconds.
+/// How long one request, or the next part of its answer, may take, in milliseconds.
 pub const OBJECT_REQUEST_MS: u64 = 30_000;
+/// So many bytes of an object are put in a millisecond at least: the time for a longer one grows with it.
+pub const OBJECT_PUT_BYTES_PER_MS: u64 = 500;
 /// Bytes of the records of one object, unless one record alone has more.
 pub const OBJECT_GROUP_BYTES: usize = 32 << 20;
 /// Bytes of records that are kept in memory once they were read or written.

@@ -32,6 +32,7 @@
 mod blobs;
 mod bulk;
 mod catalogue;
+pub mod copy;
 mod engine;
 #[cfg(test)]
 pub(crate) mod for_tests;

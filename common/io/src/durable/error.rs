@@ -68,6 +68,14 @@ pub enum StorageError {
         /// What it, or the way to it, has answered.
         detail: String,
     },
+    /// An object store may not be used for a run.
+    #[error("the object store {path} may not be used: {detail}", path = path.display())]
+    Unfit {
+        /// Its address.
+        path: PathBuf,
+        /// Why not.
+        detail: String,
+    },
     /// Another process has taken the store over: this one may not write to it any more.
     #[error("the store {path} was taken over by {by}", path = path.display())]
     Superseded {
@@ -125,6 +133,7 @@ impl StorageError {
         | Self::Poisoned { path, .. }
         | Self::Missing { path }
         | Self::Remote { path, .. }
+        | Self::Unfit { path, .. }
         | Self::Superseded { path, .. }) = &mut self;
         if let Ok(rest) = path.strip_prefix(from) {
             *path = to.join(rest);
@@ -181,6 +190,9 @@ impl StorageError {
             Self::Poisoned { .. } => "restart; the store recovers what was acknowledged",
             Self::Remote { .. } => {
                 "check the address, the credentials in the environment and the network; what was acknowledged is stored"
+            }
+            Self::Unfit { .. } => {
+                "use one that keeps `If-None-Match: *`, with a program that is built for it; `store check` measures it"
             }
             Self::Superseded { .. } => {
                 "the other coordinator serves the run; start this one again only to take the run back from it"

@@ -107,7 +107,9 @@ impl<M: Medium> Journal for Engine<M> {
         {
             let mut extent = self.extent.lock();
             if extent.next != Position(1) || position < extent.next {
-                return Err(self.entries.refused(format!("only behind record 0 alone can record {position} come next")));
+                return Err(self
+                    .entries
+                    .refused(format!("only behind record 0 alone can record {position} come next")));
             }
             if position == extent.next {
                 return Ok(());

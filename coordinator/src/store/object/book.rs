@@ -39,12 +39,7 @@ pub(super) struct Book {
 }
 
 impl Book {
-    pub(super) fn new(
-        snapshot: Snapshot,
-        inherited: Option<(u64, u64)>,
-        seals: BTreeMap<u64, u64>,
-        term: u64,
-    ) -> Self {
+    pub(super) fn new(snapshot: Snapshot, inherited: Option<(u64, u64)>, seals: BTreeMap<u64, u64>, term: u64) -> Self {
         let mut all_seals = snapshot.seals;
         all_seals.extend(seals);
         Self {

@@ -175,7 +175,9 @@ impl ObjectStore {
                 self.memory.lock().put(slot, Arc::clone(&group));
                 Ok(Some(group))
             }
-            Ok((_, Entry::Fence(_))) => Err(bucket::damaged(self.bucket.as_ref(), &key, "is a fence that no snapshot lists")),
+            Ok((_, Entry::Fence(_))) => {
+                Err(bucket::damaged(self.bucket.as_ref(), &key, "is a fence that no snapshot lists"))
+            }
             Err(what) => Err(bucket::damaged(self.bucket.as_ref(), &key, what)),
         }
     }

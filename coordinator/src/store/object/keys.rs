@@ -84,7 +84,9 @@ mod tests {
         assert_eq!(parse_snapshot(&snapshot(2, 9)), Some((2, 9)));
         assert_eq!(parse_blob(&key), Some((Digest([0xab; 32]), copy)));
         for strange in ["journal/1", "journal/+0000000000000000001", "catalogue/2", "blobs/ab/1-2", "terms/x"] {
-            assert!(parse_slot(strange).is_none() && parse_snapshot(strange).is_none() && parse_blob(strange).is_none());
+            assert!(
+                parse_slot(strange).is_none() && parse_snapshot(strange).is_none() && parse_blob(strange).is_none()
+            );
         }
     }
 }

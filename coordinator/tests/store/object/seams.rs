@@ -1,11 +1,13 @@
 //! What every store must do, in every weather, and what one in a bucket does with damage.
 
 use anabranch_common::ids::{Digest, Position};
+use anabranch_common::limits;
 use anabranch_coordinator::recovery;
+use anabranch_coordinator::store::object::{Bucket, BucketError, Created, Listed, Writer};
 use anabranch_coordinator::store::{ObjectStore, StorageError, Store};
 use anabranch_testkit_store::bucket::Weather;
 use anabranch_testkit_store::{SimBucket, suite};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::{Opened, open};
 use crate::history::{History, PACE, assert_same_bits, drive, fedbuff};
@@ -170,4 +172,78 @@ fn a_copy_of_an_empty_bucket_is_empty() {
     let copy = ObjectStore::open_copy(Arc::new(SimBucket::new(1, Weather::FAIR))).expect("opens");
     assert_eq!(copy.journal().last_position().expect("empty"), None);
     assert_eq!(copy.term(), None);
+}
+
+/// A way to a bucket on which some requests are not answered as they should be.
+#[derive(Debug)]
+struct Odd {
+    bucket: SimBucket,
+    /// Puts are never answered.
+    silent: bool,
+    /// Objects that are there, and are gone when they are read.
+    fleeting: &'static str,
+    asked: Mutex<u32>,
+}
+
+impl Bucket for Odd {
+    fn create(&self, key: &str, bytes: &[u8]) -> Result<Created, BucketError> {
+        if self.silent {
+            *self.asked.lock().expect("no panic") += 1;
+            return Err(BucketError::Transient("silence".to_owned()));
+        }
+        self.bucket.create(key, bytes)
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, BucketError> {
+        if !self.fleeting.is_empty() && key.starts_with(self.fleeting) {
+            *self.asked.lock().expect("no panic") += 1;
+            return Ok(None);
+        }
+        self.bucket.get(key)
+    }
+
+    fn exists(&self, key: &str) -> Result<bool, BucketError> {
+        self.bucket.exists(key)
+    }
+
+    fn delete(&self, key: &str) -> Result<(), BucketError> {
+        self.bucket.delete(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
+        self.bucket.list(prefix)
+    }
+
+    fn rest(&self, attempt: u32) {
+        self.bucket.rest(attempt);
+    }
+
+    fn address(&self) -> &str {
+        self.bucket.address()
+    }
+}
+
+fn odd(bucket: &SimBucket, silent: bool, fleeting: &'static str) -> Arc<Odd> {
+    Arc::new(Odd { bucket: bucket.connect(9, Weather::FAIR), silent, fleeting, asked: Mutex::new(0) })
+}
+
+#[test]
+fn a_request_is_tried_so_often_and_no_more() {
+    let bucket = SimBucket::new(1, Weather::FAIR);
+    let way = odd(&bucket, true, "");
+    let writer = Writer { id: [1; 16], name: "one".to_owned() };
+    let error = ObjectStore::open(Arc::clone(&way) as Arc<dyn Bucket>, &writer).expect_err("nobody answers");
+    assert!(error.to_string().contains("10 attempts: silence"), "{error}");
+    assert_eq!(*way.asked.lock().expect("no panic"), limits::OBJECT_ATTEMPTS);
+    assert_eq!(bucket.rests(), u64::from(limits::OBJECT_ATTEMPTS) - 1);
+}
+
+#[test]
+fn a_bucket_that_changes_under_a_reader_is_looked_at_so_often_and_no_more() {
+    let bucket = SimBucket::new(1, Weather::FAIR);
+    open(&bucket, 1, Weather::FAIR).expect("opens").catalogue().sync().expect("fair");
+    let way = odd(&bucket, false, "catalogue/");
+    let error = ObjectStore::open_copy(Arc::clone(&way) as Arc<dyn Bucket>).expect_err("it is always gone");
+    assert!(error.to_string().contains("changes it"), "{error}");
+    assert_eq!(*way.asked.lock().expect("no panic"), limits::OBJECT_LOOKS);
 }

@@ -195,12 +195,12 @@ fn a_writer_that_is_stopped_at_any_request_and_goes_on_later_does_no_harm() {
             let (stands_in, stands) = channel();
             let (go_on, go_on_out) = channel();
             let bucket = SimBucket::new(seed, Weather::FAIR);
-            let way = bucket.connect(1, Weather::FAIR).pausing(Pause { at_own_write, stands: stands_in, go_on: go_on_out });
+            let way =
+                bucket.connect(1, Weather::FAIR).pausing(Pause { at_own_write, stands: stands_in, go_on: go_on_out });
             let sleeper = std::thread::spawn(move || {
                 let (mut rng, mut said) = (SplitMix64::new(seed), Acknowledged::default());
-                let outcome = open_over(way, 1).and_then(|store| {
-                    (0..25).try_for_each(|_| said.act(&store, &mut rng, 1)).map(|()| store)
-                });
+                let outcome = open_over(way, 1)
+                    .and_then(|store| (0..25).try_for_each(|_| said.act(&store, &mut rng, 1)).map(|()| store));
                 (said, outcome.map(drop))
             });
             if stands.recv().is_err() {
@@ -266,10 +266,12 @@ fn of_several_that_open_at_once_one_has_the_store() {
             said.act(&first, &mut rng, 1).expect("it has the store");
         }
         let opened: Vec<_> = std::thread::scope(|scope| {
-            let openers: Vec<_> = (2..6).map(|by| {
-                let bucket = &bucket;
-                scope.spawn(move || open(bucket, by, Weather::FAIR))
-            }).collect();
+            let openers: Vec<_> = (2..6)
+                .map(|by| {
+                    let bucket = &bucket;
+                    scope.spawn(move || open(bucket, by, Weather::FAIR))
+                })
+                .collect();
             openers.into_iter().map(|opener| opener.join().expect("no panic")).collect()
         });
         let mut able = 0;
@@ -304,7 +306,10 @@ fn objects_of_others_are_left_alone() {
     for by in 1..4 {
         let store = ObjectStore::open(
             Arc::new(bucket.connect(by, Weather::FAIR)),
-            &anabranch_coordinator::store::object::Writer { id: [u8::try_from(by).expect("small"); 16], name: String::new() },
+            &anabranch_coordinator::store::object::Writer {
+                id: [u8::try_from(by).expect("small"); 16],
+                name: String::new(),
+            },
         );
         store.expect("opens").catalogue().sync().expect("fair");
     }
