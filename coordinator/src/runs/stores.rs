@@ -60,13 +60,13 @@ mod remote {
 
     /// A store in a bucket, and the lock of the directory of its run.
     #[derive(Debug)]
-    struct Locked<L> {
+    struct Locked {
         store: ObjectStore,
         // After the store: it is free when the store is closed.
-        _lock: L,
+        _lock: Lock,
     }
 
-    impl<L: Send + Sync + std::fmt::Debug> Store for Locked<L> {
+    impl Store for Locked {
         fn journal(&self) -> &dyn Journal {
             self.store.journal()
         }
@@ -98,9 +98,10 @@ mod remote {
     }
 
     pub(super) fn open_copy(path: &Path, url: &str) -> Result<Arc<dyn Store>, StorageError> {
-        let lock = ReadLock::acquire(path)?;
+        // Only to learn whether a process here has the run: a reader of a bucket is in no writer's way.
+        drop(ReadLock::acquire(path)?);
         let bucket = RemoteBucket::connect(url)?;
-        Ok(Arc::new(Locked { store: ObjectStore::open_copy(Arc::new(bucket))?, _lock: lock }))
+        Ok(Arc::new(ObjectStore::open_copy(Arc::new(bucket))?))
     }
 }
 

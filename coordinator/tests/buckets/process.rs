@@ -25,7 +25,8 @@ impl Running {
     fn start(program: &Path, args: &[&str], environment: &BTreeMap<String, String>) -> Self {
         let mut command = Command::new(program);
         command.args(args).envs(environment).env_remove("ANABRANCH_COORDINATOR_DIR").stdin(Stdio::null());
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts"))
+        // What it logs is shown with a test that fails.
+        Self(command.stdout(Stdio::null()).spawn().expect("the binary starts"))
     }
 
     fn kill(&mut self) {
