@@ -1,11 +1,13 @@
 //! Every bound in the system, by name and with its unit. A bound that is not here does not exist. Those of the operator's
-//! page and of `top` are in files of their own.
+//! page, of `top`, of certificates and of object stores are in files of their own.
 
 mod certificates;
+mod objects;
 mod page;
 mod top;
 
 pub use certificates::*;
+pub use objects::*;
 pub use page::*;
 pub use top::*;
 

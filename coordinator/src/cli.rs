@@ -2,6 +2,8 @@
 
 mod page;
 mod registry;
+#[cfg(feature = "object-store")]
+mod store;
 
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -14,6 +16,8 @@ use anabranch_io::cli::{self, LogArgs, OutputArgs};
 use anabranch_io::web::listen_address;
 use clap::{Args, Parser, Subcommand};
 
+#[cfg(feature = "object-store")]
+pub(crate) use self::store::StoreVerb;
 use crate::commands;
 use crate::config;
 pub(crate) use page::{PageTokenVerb, PageVerb};
@@ -36,7 +40,8 @@ Exit codes:
   10  manifest or model does not match the run
   11  the model is no longer finite
   12  a certificate is not valid at this machine's clock
-  13  port taken, or address not available";
+  13  port taken, or address not available
+  15  another coordinator has taken the run's store over";
 
 const EXAMPLES: &str = "\
 From nothing to a run:
@@ -131,6 +136,10 @@ pub(crate) enum Verb {
     /// Check run.toml
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Check an object store, and copy a run into one or out of one
+    #[cfg(feature = "object-store")]
+    #[command(subcommand)]
+    Store(StoreVerb),
     /// Write the manual pages of this program, one for each verb
     #[command(after_help = "Example:
   anabranch-coordinator man --out ~/.local/share/man/man1")]

@@ -43,7 +43,7 @@ use crate::registry::certificates::Authorities;
 use crate::registry::roster::{MEMBER_KEYS, PAGE_TOKEN_KEYS, Roster, TOKEN_KEYS};
 use crate::registry::{self, Registry, Signer};
 use crate::runs::{self, OpenError};
-use crate::store::{Catalogue, SledStore, Store};
+use crate::store::{Catalogue, Store};
 use crate::transport::{self, Input, PeerOp, Shared, Shown};
 use crate::workers::{RegistryWorkers, RunWorkers};
 
@@ -118,8 +118,8 @@ fn allow_open_files() {
 
 async fn serve(options: RunOptions, signals: &mut Signals) -> anyhow::Result<()> {
     let RunOptions { dir, config, identity, stay, watch } = options;
-    let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(runs::STORE_DIR)).map_err(storage_fail)?);
     let started = clock::monotonic();
+    let store = runs::stores::open(&dir, config.store.url.as_deref()).map_err(storage_fail)?;
     let authorities = Authorities::of(&identity.authorities());
     let mut host = Host::new(registry(store.catalogue())?.with_authorities(authorities));
     if stay {

@@ -30,6 +30,7 @@ use crate::tls::{BindError, ConnectProblem};
 /// | 12 | certificate not valid at this machine's clock | after the clock was set |
 /// | 13 | port taken, or address not available | after it was seen to |
 /// | 14 | the trainer cannot be started, or is of no use | after it was seen to |
+/// | 15 | another coordinator has taken the run's store over | no |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum ExitCode {
@@ -63,6 +64,8 @@ pub enum ExitCode {
     Address = 13,
     /// The trainer cannot be started, or is of no use.
     Trainer = 14,
+    /// Another process has taken the store over.
+    Superseded = 15,
 }
 
 impl ExitCode {
@@ -75,7 +78,7 @@ impl ExitCode {
 
 impl ExitCode {
     /// All of them, by number.
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Ok,
         Self::Other,
         Self::Usage,
@@ -91,6 +94,7 @@ impl ExitCode {
         Self::Clock,
         Self::Address,
         Self::Trainer,
+        Self::Superseded,
     ];
 
     /// Returns the code with this number.
@@ -235,7 +239,7 @@ mod tests {
 
     #[test]
     fn every_code_is_found_by_its_number() {
-        let found: Vec<_> = (0..=15).map(ExitCode::from_u8).collect();
+        let found: Vec<_> = (0..=16).map(ExitCode::from_u8).collect();
         let expected: Vec<_> = ExitCode::ALL.into_iter().map(Some).chain([None]).collect();
         assert_eq!(found, expected);
     }

@@ -23,6 +23,8 @@ mod runs;
 mod search;
 mod status;
 mod stopped;
+#[cfg(feature = "object-store")]
+mod store;
 mod token;
 mod top;
 
@@ -58,6 +60,8 @@ pub(crate) fn execute(cli: Cli) -> anyhow::Result<()> {
         Verb::Stop(target) => control::stop(&target),
         Verb::Checkpoint(verb) => checkpoint::checkpoint(verb),
         Verb::Config(verb) => config::config(verb),
+        #[cfg(feature = "object-store")]
+        Verb::Store(verb) => store::store(verb),
         Verb::Man { out } => {
             let pages = anabranch_io::manual::write(Cli::command(), &out)?;
             output::print(&format!("{pages} manual pages in {}\n", out.display()))

@@ -9,12 +9,12 @@ use anabranch_io::durable::LockHolder;
 use anabranch_io::exit::{ExitCode, Fail};
 
 use super::client::Client;
-use super::stopped::Stopped;
+use super::stopped::{OpenStore, Stopped};
 use crate::cli::TargetArgs;
 use crate::config::{self, Config, ConfigError};
 use crate::identity::{self, Identity, IdentityError};
 use crate::runs;
-use crate::store::{SledStore, StorageError};
+use crate::store::StorageError;
 
 /// How long one attempt to connect may take while it is not clear who holds the directory: a coordinator, or a verb
 /// that is about to finish.
@@ -43,7 +43,7 @@ impl Coordinator {
     /// Finds the coordinator that `target` names, to read: nothing in the directory of a stopped one is changed.
     pub(super) fn look(target: &TargetArgs) -> anyhow::Result<Self> {
         match &target.dir {
-            Some(dir) if target.connect.is_none() => Self::find(dir, SledStore::open_copy),
+            Some(dir) if target.connect.is_none() => Self::find(dir, runs::stores::open_copy),
             _ => Self::elsewhere(target),
         }
     }
@@ -61,15 +61,15 @@ impl Coordinator {
     /// The coordinator of a directory, to change something: root does so as the directory's owner.
     pub(super) fn of_dir(dir: &Path) -> anyhow::Result<Self> {
         anabranch_io::durable::act_as_owner(dir)?;
-        Self::find(dir, SledStore::open_dir)
+        Self::find(dir, runs::stores::open)
     }
 
     /// Whoever holds the lock of the store is the one to ask; with nobody there it is opened.
-    fn find(dir: &Path, open: fn(&Path) -> Result<SledStore, StorageError>) -> anyhow::Result<Self> {
+    fn find(dir: &Path, open: OpenStore) -> anyhow::Result<Self> {
         let config = load_config(dir)?;
         let mut holder = None;
         for _ in 0..limits::REACH_ATTEMPTS {
-            let locked = match open(&dir.join(runs::STORE_DIR)) {
+            let locked = match open(dir, config.store.url.as_deref()) {
                 Ok(store) => return Ok(Self::Stopped(Box::new(Stopped::new(dir, config, store, open)))),
                 // Verbs that read answer nobody, and end soon.
                 Err(locked @ StorageError::Locked { holder: LockHolder::Readers, .. }) => {

@@ -5,6 +5,7 @@ mod many;
 mod searches;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anabranch_common::ids::{BranchId, ModelVersion, RunId};
 use anabranch_common::manifest::ModelManifest;
@@ -28,12 +29,12 @@ use crate::registry::Registry;
 use crate::registry::certificates::Authorities;
 use crate::rest::{Rest, RestError, RolledBack};
 use crate::runs;
-use crate::store::{SledStore, Store as _};
+use crate::store::Store;
 
 use many::Place;
 
-/// How a store is opened.
-pub(super) type OpenStore = fn(&Path) -> Result<SledStore, StorageError>;
+/// How the store of a run is opened: by its directory, and by the address of its bucket if it is in one.
+pub(super) type OpenStore = fn(&Path, Option<&str>) -> Result<Arc<dyn Store>, StorageError>;
 
 /// The store of a coordinator that is not running, held exclusively.
 #[derive(Debug)]
@@ -42,30 +43,30 @@ pub(crate) struct Stopped {
     open: OpenStore,
     /// Of the process, and of the run that shares its directory with it.
     config: Config,
-    store: SledStore,
+    store: Arc<dyn Store>,
     /// The run that verbs are about, where it is another one.
-    selected: Option<(Config, SledStore)>,
+    selected: Option<(Config, Arc<dyn Store>)>,
 }
 
 impl Stopped {
-    pub(super) fn new(dir: &Path, config: Config, store: SledStore, open: OpenStore) -> Self {
+    pub(super) fn new(dir: &Path, config: Config, store: Arc<dyn Store>, open: OpenStore) -> Self {
         Self { dir: dir.to_owned(), open, config, store, selected: None }
     }
 
     /// Opens the store in `dir`, which no coordinator may be using. Root does so as its owner.
     pub(super) fn open(dir: &Path) -> anyhow::Result<Self> {
         anabranch_io::durable::act_as_owner(dir)?;
-        Self::open_with(dir, SledStore::open_dir)
+        Self::open_with(dir, runs::stores::open)
     }
 
     /// The same to read: nothing in the directory is changed.
     pub(super) fn look(dir: &Path) -> anyhow::Result<Self> {
-        Self::open_with(dir, SledStore::open_copy)
+        Self::open_with(dir, runs::stores::open_copy)
     }
 
     fn open_with(dir: &Path, open: OpenStore) -> anyhow::Result<Self> {
         let config = super::reach::load_config(dir)?;
-        let store = open(&dir.join(runs::STORE_DIR)).map_err(|error| match error {
+        let store = open(dir, config.store.url.as_deref()).map_err(|error| match error {
             StorageError::Locked { holder: LockHolder::Readers, .. } => error.into(),
             StorageError::Locked { .. } => anyhow::Error::new(
                 Fail::new(ExitCode::Locked, error.to_string())
@@ -89,7 +90,8 @@ impl Stopped {
 
     fn select_other(&mut self, name: &str) -> anyhow::Result<()> {
         let (home, config) = super::reach::load_other_config(&self.dir, name)?;
-        self.selected = Some((config, (self.open)(&home.join(runs::STORE_DIR))?));
+        let store = (self.open)(&home, config.store.url.as_deref())?;
+        self.selected = Some((config, store));
         Ok(())
     }
 
@@ -189,8 +191,8 @@ impl Stopped {
     }
 
     /// Store of the run that this is about.
-    fn run_store(&self) -> &SledStore {
-        self.selected.as_ref().map_or(&self.store, |(_, store)| store)
+    fn run_store(&self) -> &dyn Store {
+        self.selected.as_ref().map_or(self.store.as_ref(), |(_, store)| store.as_ref())
     }
 
     /// The run as its journal leaves it; none before the first model.
@@ -339,7 +341,7 @@ mod tests {
         let listen = ([127, 0, 0, 1], 4433).into();
         let options = TemplateOptions { name: "test".into(), seed: 1, listen, names: Vec::new() };
         let config = Config::parse(Path::new("run.toml"), &Config::template(&options)).expect("what `init` writes");
-        let store = SledStore::open_dir(&dir.join(runs::STORE_DIR)).expect("a new store");
+        let store = runs::stores::open(dir, None).expect("a new store");
         let (mut roster, secret) = (Roster::default(), [9; 32]);
         let secret_digest = Digest::of(&secret).0;
         let runs = std::collections::BTreeSet::new();
@@ -347,7 +349,7 @@ mod tests {
         roster.create_token(token, 0).expect("a token");
         roster.join(&secret, AGENT, 1).expect("the first use");
         save::put(store.catalogue(), roster.take_changes().expect("short")).expect("saved");
-        let stopped = Stopped::new(dir, config, store, SledStore::open_dir);
+        let stopped = Stopped::new(dir, config, store, runs::stores::open);
         let manifest = stopped.native_manifest().expect("what `init` writes").expect("a native model");
         stopped.import(&manifest, vec![0.5; manifest.params()]).expect("a first model");
         let bodies = [
@@ -401,7 +403,7 @@ mod tests {
         bytes[4] = 3;
         stopped.store.journal().append(&[(at, bytes)]).expect("appended");
         stopped.store.journal().sync().expect("committed");
-        let error = recovery::recover(&stopped.store).expect_err("an old record");
+        let error = recovery::recover(stopped.store.as_ref()).expect_err("an old record");
         assert_eq!(
             error.to_string(),
             "record 3 cannot be read: record of schema version 3; this program reads versions 6 to 7"

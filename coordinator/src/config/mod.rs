@@ -44,6 +44,8 @@ pub struct Config {
     pub weight: u32,
     /// What the run may take.
     pub quota: QuotaConfig,
+    /// Where its state is stored.
+    pub store: StoreConfig,
     /// Where the coordinator is reached, and whom it lets in.
     pub server: ServerConfig,
     /// How work is handed out.
@@ -190,6 +192,17 @@ pub struct QuotaConfig {
     pub disk_bytes: Option<u64>,
 }
 
+/// `[store]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreConfig {
+    /// The bucket that holds the run's state, `scheme://bucket/prefix`. Without it the state is in the run's directory.
+    pub url: Option<String>,
+}
+
+/// Schemes of [`StoreConfig::url`]. Memory is gone with the process, so it is none of them.
+pub(crate) const STORE_SCHEMES: [&str; 4] = ["s3://", "gs://", "az://", "file:///"];
+
 /// How much of the journal is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -233,6 +246,8 @@ struct File {
     checkpoint: CheckpointConfig,
     #[serde(default)]
     quota: QuotaConfig,
+    #[serde(default)]
+    store: StoreConfig,
     #[serde(default)]
     log: LogConfig,
 }
@@ -389,6 +404,7 @@ impl Config {
             },
             weight: file.run.weight,
             quota: file.quota,
+            store: file.store,
             server: file.server,
             schedule: file.schedule,
             checkpoint: file.checkpoint,

@@ -202,6 +202,12 @@ keep = 2
 # rolled back to. "all" keeps every record of the run, and so every version.
 retention = "since_snapshot"
 
+[store]
+# The run's state is in this directory, in store/. With a program that is built with the feature `object-store` it can be in
+# a bucket instead, which outlives this machine (docs/survival.md): s3://BUCKET/PREFIX, gs://, az://, file:///DIR. Credentials
+# come from the environment. `store copy` moves a run that has begun.
+#url = "s3://training/wards"
+
 [quota]
 # A run whose store takes more of the disk gives no more leases, until `resume` after this bound or the retention has changed.
 #disk_bytes = 10000000000

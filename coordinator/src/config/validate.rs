@@ -9,7 +9,7 @@ use anabranch_common::spec::{
     TrainSpec, UploadSpec,
 };
 
-use super::{Config, pods};
+use super::{Config, STORE_SCHEMES, pods};
 use crate::identity;
 
 /// A key and what is wrong with its value.
@@ -52,6 +52,9 @@ pub(super) fn check(config: &Config) -> Checked {
         format!("must be between 1 and {}, but is {}", limits::RUN_WEIGHT, config.weight)
     })?;
     at_least_one(config.quota.disk_bytes.unwrap_or(1), "quota.disk_bytes")?;
+    if let Some(url) = &config.store.url {
+        store_url(url)?;
+    }
     let server = &config.server;
     ensure(server.listen.port() != 0, "server.listen", || {
         "needs a fixed port: agents could not find a changing one".to_owned()
@@ -82,6 +85,17 @@ pub(super) fn check(config: &Config) -> Checked {
     })?;
     ensure(checkpoint.keep >= 2, "checkpoint.keep", || {
         format!("must be at least 2, so that one is whole while the next is written, but is {}", checkpoint.keep)
+    })
+}
+
+fn store_url(url: &str) -> Checked {
+    let rest = STORE_SCHEMES.iter().find_map(|scheme| url.strip_prefix(scheme));
+    ensure(rest.is_some_and(|rest| !rest.trim_matches('/').is_empty()), "store.url", || {
+        format!("must be s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR, but is {url:?}")
+    })?;
+    // Whoever has put a password there finds it in logs and backups.
+    ensure(!rest.unwrap_or_default().contains(['@', '?', '#']), "store.url", || {
+        "holds more than a bucket and a prefix: credentials come from the environment alone".to_owned()
     })
 }
 

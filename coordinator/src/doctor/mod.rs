@@ -39,7 +39,8 @@ pub(crate) async fn check(dir: &Path) -> Report {
             report.add(Finding::failure(IDENTITY, ExitCode::Config, error.to_string(), advice));
         }
     }
-    let held = store::check(dir, &mut report);
+    let url = own.as_ref().ok().and_then(|own| own.store.url.as_deref());
+    let held = store::check(dir, url, &mut report);
     if let Ok(own) = &own {
         serving::check(own, identity.as_ref().ok(), &held, &mut report).await;
         configs.insert(0, own.clone());

@@ -11,7 +11,7 @@ use anabranch_io::exit::{self, ExitCode};
 use crate::driver;
 use crate::recovery::OTHER_VERSION_HELP;
 use crate::runs;
-use crate::store::{SledStore, StorageError, Store as _};
+use crate::store::{StorageError, Store};
 
 const STORE: &str = "store";
 
@@ -25,15 +25,15 @@ pub(super) enum Held {
 }
 
 /// Checks the store of the run that shares its directory with the process.
-pub(super) fn check(dir: &Path, report: &mut Report) -> Held {
+pub(super) fn check(dir: &Path, url: Option<&str>, report: &mut Report) -> Held {
     let path = dir.join(runs::STORE_DIR);
-    if !path.exists() {
+    if url.is_none() && !path.exists() {
         report.add(Finding::ok(STORE, "there is none yet: the first `run` makes it"));
         return Held::Free;
     }
-    match SledStore::open_copy(&path) {
+    match runs::stores::open_copy(dir, url) {
         Ok(store) => {
-            report.add(look(&store));
+            report.add(look(store.as_ref()));
             Held::Free
         }
         Err(error @ StorageError::Locked { holder: LockHolder::Readers, .. }) => {
@@ -53,7 +53,7 @@ pub(super) fn check(dir: &Path, report: &mut Report) -> Held {
 }
 
 /// Reads members, tokens and the newest record: what an earlier build wrote is found out here, not at the next start.
-fn look(store: &SledStore) -> Finding {
+fn look(store: &dyn Store) -> Finding {
     let registry = match driver::registry(store.catalogue()) {
         Ok(registry) => registry,
         Err(error) => {

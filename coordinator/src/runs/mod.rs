@@ -13,6 +13,7 @@
 mod look;
 mod open;
 pub mod searches;
+pub mod stores;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};

@@ -8,7 +8,7 @@ use anabranch_common::ids::{BranchId, RunId};
 use anabranch_common::transfer::{Budgets, Half};
 use anabranch_io::durable::StorageError;
 
-use super::{STORE_DIR, Submission, UPLOADS_DIR};
+use super::{Submission, UPLOADS_DIR, stores};
 use crate::clock;
 use crate::config::{Config, ConfigError, FILE_NAME};
 use crate::core::Options;
@@ -17,7 +17,7 @@ use crate::identity;
 use crate::node::Settings;
 use crate::node::checkpoint::Keep;
 use crate::recovery::{self, RecoveryError};
-use crate::store::{SledStore, Store};
+use crate::store::Store;
 use crate::transport::Spool;
 
 /// Why a run cannot be served.
@@ -78,7 +78,7 @@ pub struct Open {
 pub fn open(dir: &Path, name: &str) -> Result<Open, OpenError> {
     let dir = super::dir_of(dir, name);
     let config = Config::load_run(&dir.join(FILE_NAME), name)?;
-    let store: Arc<dyn Store> = Arc::new(SledStore::open_dir(&dir.join(STORE_DIR))?);
+    let store = stores::open(&dir, config.store.url.as_deref())?;
     open_with(&dir, &config, store, false)
 }
 

@@ -56,4 +56,11 @@ pub trait Journal: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The storage fails.
     fn prune(&self, below: Position) -> Result<u64, StorageError>;
+
+    /// Continues a journal that has record 0 alone at `position`, as if the records between had been pruned: for copies of
+    /// a pruned journal. Durable when it returns.
+    ///
+    /// # Errors
+    /// The journal is empty or has more than record 0, `position` is 0, or the storage fails.
+    fn skip_to(&self, position: Position) -> Result<(), StorageError>;
 }

@@ -12,6 +12,8 @@
 //!             └── SledMedium    anabranch-io's DurableDb: flush and sync_data on a descriptor of our own; long chunks
 //!                               in files beside it (bulk.rs)
 //! ```
+//! [`ObjectStore`] implements the three seams in a bucket, without an engine ([`object`]).
+//!
 //!
 //! Reads see every write at once. A write is durable when the `sync` of its seam has returned
 //! `Ok`, and nothing may be told to anyone before that. No seam orders anything for another:
@@ -30,12 +32,14 @@
 mod blobs;
 mod bulk;
 mod catalogue;
+pub mod copy;
 mod engine;
 #[cfg(test)]
 pub(crate) mod for_tests;
 mod journal;
 pub mod layout;
 mod medium;
+pub mod object;
 pub mod sled;
 
 pub use anabranch_io::durable::StorageError;
@@ -45,6 +49,7 @@ pub use self::catalogue::Catalogue;
 pub use self::engine::Engine;
 pub use self::journal::Journal;
 pub use self::medium::{Area, Medium, Visit};
+pub use self::object::ObjectStore;
 pub use self::sled::SledStore;
 
 /// The durable state of one run. A caller that needs one seam takes that seam.

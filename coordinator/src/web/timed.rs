@@ -61,4 +61,8 @@ impl Journal for Timed<'_> {
     fn prune(&self, below: Position) -> Result<u64, StorageError> {
         self.store.journal().prune(below)
     }
+
+    fn skip_to(&self, position: Position) -> Result<(), StorageError> {
+        self.store.journal().skip_to(position)
+    }
 }

@@ -9,6 +9,7 @@ mod disk;
 mod engine;
 mod fleet;
 mod history;
+mod object;
 mod recorded;
 mod rest;
 mod retention;

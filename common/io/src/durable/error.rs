@@ -60,6 +60,30 @@ pub enum StorageError {
         /// What.
         path: PathBuf,
     },
+    /// An object store gives no answer, or refuses.
+    #[error("cannot use the object store {path}: {detail}", path = path.display())]
+    Remote {
+        /// Its address.
+        path: PathBuf,
+        /// What it, or the way to it, has answered.
+        detail: String,
+    },
+    /// An object store may not be used for a run.
+    #[error("the object store {path} may not be used: {detail}", path = path.display())]
+    Unfit {
+        /// Its address.
+        path: PathBuf,
+        /// Why not.
+        detail: String,
+    },
+    /// Another process has taken the store over: this one may not write to it any more.
+    #[error("the store {path} was taken over by {by}", path = path.display())]
+    Superseded {
+        /// Its address.
+        path: PathBuf,
+        /// The writer that has it now.
+        by: String,
+    },
 }
 
 /// Who holds the lock of a directory.
@@ -107,7 +131,10 @@ impl StorageError {
         | Self::Corrupt { path, .. }
         | Self::Io { path, .. }
         | Self::Poisoned { path, .. }
-        | Self::Missing { path }) = &mut self;
+        | Self::Missing { path }
+        | Self::Remote { path, .. }
+        | Self::Unfit { path, .. }
+        | Self::Superseded { path, .. }) = &mut self;
         if let Ok(rest) = path.strip_prefix(from) {
             *path = to.join(rest);
         }
@@ -139,6 +166,7 @@ impl StorageError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Locked { .. } => ExitCode::Locked,
+            Self::Superseded { .. } => ExitCode::Superseded,
             _ => ExitCode::Storage,
         }
     }
@@ -160,6 +188,15 @@ impl StorageError {
                 "check the path, the disk and the system's log; nothing was acknowledged after the error"
             }
             Self::Poisoned { .. } => "restart; the store recovers what was acknowledged",
+            Self::Remote { .. } => {
+                "check the address, the credentials in the environment and the network; what was acknowledged is stored"
+            }
+            Self::Unfit { .. } => {
+                "use one that keeps `If-None-Match: *`, with a program that is built for it; `store check` measures it"
+            }
+            Self::Superseded { .. } => {
+                "the other coordinator serves the run; start this one again only to take the run back from it"
+            }
             Self::Missing { .. } => return None,
         };
         Some(help.to_owned())

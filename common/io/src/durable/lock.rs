@@ -11,11 +11,11 @@ use anabranch_common::limits;
 /// Held while this process uses a directory; the system lets go of it when the process ends, however it ends. The file
 /// stays behind on purpose: removing it would let two processes lock two files of the same name.
 #[derive(Debug)]
-pub(super) struct DirLock {
+pub struct Lock {
     file: File,
 }
 
-impl Drop for DirLock {
+impl Drop for Lock {
     fn drop(&mut self) {
         // Closing is not enough: a child that this process is just starting has a copy of the descriptor until it executes.
         // Should unlocking fail, closing is what is left.
@@ -23,8 +23,12 @@ impl Drop for DirLock {
     }
 }
 
-impl DirLock {
-    pub(super) fn acquire(dir: &Path) -> Result<Self, StorageError> {
+impl Lock {
+    /// Locks a directory that is there.
+    ///
+    /// # Errors
+    /// Another process has it, or the file of the lock cannot be used.
+    pub fn acquire(dir: &Path) -> Result<Self, StorageError> {
         let path = dir.join("lock");
         let at = |source| StorageError::of_io(&path, source);
         let mut options = File::options();
@@ -50,7 +54,7 @@ impl DirLock {
 /// Held while this process reads a directory that no process may write meanwhile. Readers share it. It creates and writes
 /// nothing.
 #[derive(Debug)]
-pub(super) struct ReadLock {
+pub struct ReadLock {
     /// None where no process has used the directory yet.
     file: Option<File>,
 }
@@ -65,7 +69,11 @@ impl Drop for ReadLock {
 }
 
 impl ReadLock {
-    pub(super) fn acquire(dir: &Path) -> Result<Self, StorageError> {
+    /// Locks a directory, if a process has ever used it.
+    ///
+    /// # Errors
+    /// A process writes there, or the file of the lock cannot be used.
+    pub fn acquire(dir: &Path) -> Result<Self, StorageError> {
         let path = dir.join("lock");
         let at = |source| StorageError::of_io(&path, source);
         let mut file = match File::open(&path) {
@@ -116,11 +124,11 @@ mod tests {
     #[test]
     fn a_copy_of_the_descriptor_does_not_keep_the_lock() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let lock = DirLock::acquire(dir.path()).expect("free");
+        let lock = Lock::acquire(dir.path()).expect("free");
         let copy = lock.file.try_clone().expect("a copy");
-        DirLock::acquire(dir.path()).expect_err("held");
+        Lock::acquire(dir.path()).expect_err("held");
         drop(lock);
-        DirLock::acquire(dir.path()).expect("free again");
+        Lock::acquire(dir.path()).expect("free again");
         drop(copy);
     }
 
@@ -128,14 +136,14 @@ mod tests {
     #[test]
     fn a_reader_is_not_taken_for_the_writer_before_it() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        drop(DirLock::acquire(dir.path()).expect("free"));
+        drop(Lock::acquire(dir.path()).expect("free"));
         let readers = [(); 2].map(|()| ReadLock::acquire(dir.path()).expect("readers share"));
-        let error = DirLock::acquire(dir.path()).expect_err("held by readers");
+        let error = Lock::acquire(dir.path()).expect_err("held by readers");
         assert!(matches!(&error, StorageError::Locked { holder: LockHolder::Readers, .. }), "{error}");
         assert!(!error.to_string().contains("process "), "{error}");
         drop(readers);
         assert!(!is_written(dir.path()));
-        let _writer = DirLock::acquire(dir.path()).expect("free again");
+        let _writer = Lock::acquire(dir.path()).expect("free again");
         assert!(is_written(dir.path()));
         let error = ReadLock::acquire(dir.path()).expect_err("held by a writer");
         let own = LockHolder::Process(std::process::id());

@@ -37,13 +37,12 @@ use anabranch_common::limits::STORE_VALUE_BYTES;
 use parking_lot::Mutex;
 
 use crate::durable::flusher::Flusher;
-use crate::durable::lock::DirLock;
 use crate::durable::look::PrivateCopy;
 use crate::durable::mark::CommitMark;
 
 pub use error::{LockHolder, StorageError};
 pub use files::{Access, Files, Growing};
-pub use lock::is_written;
+pub use lock::{Lock, ReadLock, is_written};
 pub use owner::act_as_owner;
 pub use panic::install_panic_policy;
 pub use tree::{Batch, Bytes, Tree};
@@ -106,7 +105,7 @@ impl fmt::Debug for Shared {
 pub struct DurableDb {
     shared: Arc<Shared>,
     /// Dropped last: the directory is free when sled has let go of it.
-    _lock: DirLock,
+    _lock: Lock,
 }
 
 impl fmt::Debug for DurableDb {
@@ -154,7 +153,7 @@ impl DurableDb {
         segment_bytes: usize,
     ) -> Result<Self, StorageError> {
         create_private_dir(dir)?;
-        let lock = DirLock::acquire(dir)?;
+        let lock = Lock::acquire(dir)?;
         create::complete(dir, options, segment_bytes)?;
         let segment_bytes = stored_segment_bytes(dir).unwrap_or(segment_bytes);
         sweep_partial_snapshots(dir)?;

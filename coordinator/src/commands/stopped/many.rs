@@ -6,12 +6,12 @@ use anabranch_common::status::{RunCreated, RunSummary};
 use anabranch_common::wire::operator::{OperatorResponse, RegistryRequest, RunsRequest};
 use anabranch_io::exit::{self, ExitCode, Fail};
 
+use super::super::reach;
 use super::Stopped;
 use crate::config::{Config, FILE_NAME};
 use crate::core::status;
 use crate::identity::run;
 use crate::runs::{self, Submission};
-use crate::store::Store as _;
 
 /// Where a run is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +65,8 @@ impl Stopped {
         let known = match place {
             Place::Own => run::known(self.store.catalogue())?,
             Place::Other(name) => {
-                let home = runs::dir_of(&self.dir, name);
-                run::known((self.open)(&home.join(runs::STORE_DIR))?.catalogue())?
+                let (home, config) = reach::load_other_config(&self.dir, name)?;
+                run::known((self.open)(&home, config.store.url.as_deref())?.catalogue())?
             }
         };
         Ok(known.map(|(run, _)| run))
@@ -150,11 +150,12 @@ impl Stopped {
         if others.len() + 1 >= limits::RUNS {
             return Ok(OperatorResponse::Conflict(runs::too_many()));
         }
-        if let Err(error) = Config::parse_run(FILE_NAME.as_ref(), config, name) {
-            return Ok(OperatorResponse::Failed(error.to_string()));
-        }
+        let url = match Config::parse_run(FILE_NAME.as_ref(), config, name) {
+            Ok(config) => config.store.url,
+            Err(error) => return Ok(OperatorResponse::Failed(error.to_string())),
+        };
         runs::create(&self.dir, name, config, submission)?;
-        let store = (self.open)(&runs::dir_of(&self.dir, name).join(runs::STORE_DIR))?;
+        let store = (self.open)(&runs::dir_of(&self.dir, name), url.as_deref())?;
         created(run::identifiers(store.catalogue())?.0)
     }
 

@@ -4,10 +4,9 @@ use anabranch_common::wire::operator::{OperatorResponse, SearchRequest};
 
 use super::Stopped;
 use crate::core::status::json;
-use crate::runs::{STORE_DIR, searches};
+use crate::runs::searches;
 use crate::search::report::{SearchReport, SearchResult, SearchSummary, no_search};
 use crate::search::{SearchState, journal};
-use crate::store::Store as _;
 
 impl Stopped {
     pub(super) fn operate_searches(&self, request: SearchRequest) -> anyhow::Result<OperatorResponse> {
@@ -55,7 +54,8 @@ impl Stopped {
     }
 
     fn read_search(&self, name: &str) -> anyhow::Result<SearchState> {
-        let store = (self.open)(&searches::dir_of(&self.dir, name).join(STORE_DIR))?;
+        // In its directory, wherever its trials are.
+        let store = (self.open)(&searches::dir_of(&self.dir, name), None)?;
         Ok(SearchState::fold(&journal::read(store.journal())?)?)
     }
 }

@@ -102,6 +102,23 @@ impl<M: Medium> Journal for Engine<M> {
         self.commit()?;
         Ok(deleted)
     }
+
+    fn skip_to(&self, position: Position) -> Result<(), StorageError> {
+        {
+            let mut extent = self.extent.lock();
+            if extent.next != Position(1) || position < extent.next {
+                return Err(self
+                    .entries
+                    .refused(format!("only behind record 0 alone can record {position} come next")));
+            }
+            if position == extent.next {
+                return Ok(());
+            }
+            (extent.pruned_below, extent.next) = (position, position);
+        }
+        self.entries.write_small(&Name::Pruned, &position.0.to_le_bytes())?;
+        self.commit()
+    }
 }
 
 fn read_pruned_below<M: Medium>(entries: &Entries<M>) -> Result<Position, StorageError> {
