@@ -8,7 +8,6 @@ mod store;
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::wire::operator::{OperatorRequest, RunRequest};
