@@ -5,7 +5,7 @@
 //! | the page is that of the status, and follows it | docs/operating.md, "The page": what is shown, and where it is served |
 //! | an operator finds in the page what is wrong | docs/page.md: by clicking and by keyboard, at both widths, light and dark |
 //! | text that others chose stays text | a hostile device, a hostile link; nothing is loaded from elsewhere, and other sites change nothing |
-//! | a run is operated with a token (`operate`) | pause, resume, stop, models as files; wrong tokens, tokens to view |
+//! | a run is operated with a token (`operate`) | pause, resume, stop, models as files; wrong tokens, tokens to view; kills |
 //! | a pod on the page (`pods`) | the members, their layers, and why no pod can be formed |
 //! | the page on the network (`network`) | HTTPS, and nothing without a token |
 

@@ -7,11 +7,13 @@ use anabranch_common::status::{CheckpointStatus, PageTokenStatus};
 use anabranch_common::wire::message::RunPhase;
 use anabranch_io::model_file;
 use anabranch_tests::clock::poll;
-use anabranch_tests::process::{Browser, PATIENCE};
+use anabranch_tests::ledger::Settings;
+use anabranch_tests::process::{Browser, Cluster, PATIENCE, http_post};
 use anyhow::Context as _;
 use serde_json::json;
 
-use crate::scene::{DESK, PHONE, Scene, tab_to};
+use crate::LAB;
+use crate::scene::{DESK, PHONE, Scene, free_address, page_token, tab_to};
 
 /// What the page says about the last request.
 const TOLD: &str = "document.getElementById('told').innerText";
@@ -27,6 +29,26 @@ fn enter(browser: &mut Browser, token: &str) -> anyhow::Result<()> {
     browser.eval("document.getElementById('ask-field').select()")?;
     browser.type_text(token)?;
     browser.press("Enter")
+}
+
+#[test]
+fn a_token_outlives_a_kill_and_the_answer_to_a_stop_comes_before_the_process_ends() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), &Settings::default().run_toml())?;
+    let address = free_address()?;
+    cluster.serve_with(&["--page", &address]);
+    cluster.start_coordinator()?;
+    cluster.join("one")?;
+    cluster.start_ledger_agent("one", &[])?;
+    cluster.wait_for_updates(2)?;
+    let head = format!("Authorization: Bearer {}\r\n", page_token(&cluster, &["--operate"])?);
+    cluster.coordinator()?.kill()?;
+    cluster.start_coordinator()?;
+    let run = cluster.status()?.run;
+    let (status, text) = http_post(&address, &format!("/api/runs/{run}/stop"), &head)?;
+    assert!(status == 200 && text.starts_with("stopped at version "), "{status}: {text}");
+    assert_eq!(cluster.coordinator()?.wait(PATIENCE)?, 0, "{}", cluster.logs());
+    assert_eq!(cluster.status()?.state, RunPhase::Finished);
+    Ok(())
 }
 
 #[test]
