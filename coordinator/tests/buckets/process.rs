@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use anabranch_coordinator::clock;
 
 use super::servers::Kind;
 use super::verbs::call;
@@ -69,7 +71,7 @@ impl Trainer {
 
     /// Waits until the status is as wanted.
     fn wait(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
-        let began = Instant::now();
+        let began = clock::monotonic();
         loop {
             let status = self.status();
             match status {

@@ -5,7 +5,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use anabranch_coordinator::clock;
 
 use super::proxy::serialise;
 
@@ -86,7 +88,7 @@ impl Kind {
 
 impl Server {
     fn wait_until_it_listens(&mut self) {
-        let began = Instant::now();
+        let began = clock::monotonic();
         while TcpStream::connect(self.direct).is_err() {
             assert!(self.child.try_wait().expect("asked").is_none(), "the server has ended");
             assert!(began.elapsed() < PATIENCE, "the server does not listen");

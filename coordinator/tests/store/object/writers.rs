@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 
 use anabranch_common::ids::{Digest, Position};
 use anabranch_common::rng::SplitMix64;
@@ -192,8 +192,8 @@ fn a_writer_that_is_stopped_at_any_request_and_goes_on_later_does_no_harm() {
     for seed in 0..8 {
         // Its first request announces it: held before that, it is the later one of the two.
         for at_own_write in 1.. {
-            let (stands_in, stands) = channel();
-            let (go_on, go_on_out) = channel();
+            let (stands_in, stands) = sync_channel(1);
+            let (go_on, go_on_out) = sync_channel(1);
             let bucket = SimBucket::new(seed, Weather::FAIR);
             let way =
                 bucket.connect(1, Weather::FAIR).pausing(Pause { at_own_write, stands: stands_in, go_on: go_on_out });

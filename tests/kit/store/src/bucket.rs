@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, SyncSender};
 
 use anabranch_common::rng::SplitMix64;
 use anabranch_coordinator::store::object::{Bucket, BucketError, Created, Listed};
@@ -107,9 +107,10 @@ impl Disk {
 
     fn arrive_late(&mut self) {
         let now = self.requests;
-        let (due, late) = std::mem::take(&mut self.late).into_iter().partition(|(at, ..)| *at <= now);
+        let late = std::mem::take(&mut self.late);
+        let (due, late): (Vec<_>, Vec<_>) = late.into_iter().partition(|(at, ..)| *at <= now);
         self.late = late;
-        for (_, key, bytes) in Vec::<(u64, String, Arc<[u8]>)>::from(due) {
+        for (_, key, bytes) in due {
             self.create(&key, &bytes);
         }
     }
@@ -130,7 +131,7 @@ pub struct Pause {
     /// Number of the request among those of this process, from 0.
     pub at_own_write: u64,
     /// Told when it stands still.
-    pub stands: Sender<()>,
+    pub stands: SyncSender<()>,
     /// It goes on when this is told, or closed.
     pub go_on: Receiver<()>,
 }
