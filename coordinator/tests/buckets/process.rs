@@ -167,3 +167,33 @@ fn configure(file: &str, url: &str) {
     replace("every_versions = 200", "every_versions = 8");
     std::fs::write(file, text).expect("written");
 }
+
+/// The same run, served in a second place: the first process ends with a code of its own, and has told nobody anything
+/// that the second one does not know.
+#[test]
+fn a_coordinator_that_was_taken_over_ends_with_its_own_code() {
+    let root = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| root.path().join(name).to_str().expect("a path").to_owned();
+    let trainer = |name: &str| Trainer { dir: at(name), environment: BTreeMap::new() };
+    let (first, second) = (trainer("first"), trainer("second"));
+    let free = || std::net::UdpSocket::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port");
+    let (one, other) = (free().to_string(), free().to_string());
+    assert_eq!(first.call(&["init"], &["--listen", &one]).0, 0);
+    configure(&at("first/run.toml"), &format!("file://{}", at("bucket")));
+    assert_eq!(first.call(&["token", "create"], &["--name", "early"]).0, 0);
+    let copied = Command::new("cp").args(["-r", &at("first"), &at("second")]).status().expect("copied");
+    assert!(copied.success());
+    let text = std::fs::read_to_string(at("second/run.toml")).expect("read");
+    assert!(text.contains(&one));
+    std::fs::write(at("second/run.toml"), text.replace(&one, &other)).expect("written");
+    let mut serving = first.start();
+    first.wait(|status| status["serving"] == true);
+    let _second = second.start();
+    second.wait(|status| status["serving"] == true);
+    let (code, said) = first.call(&["token", "create"], &["--name", "late"]);
+    assert_ne!(code, 0, "{said}");
+    assert_eq!(serving.0.wait().expect("it ends").code(), Some(15));
+    let (code, said) = second.call(&["token", "list"], &[]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("early") && !said.contains("late"), "{said}");
+}
