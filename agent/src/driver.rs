@@ -33,7 +33,9 @@ use crate::session::command::Ending;
 use crate::session::event::Event;
 use crate::store::Ledger;
 use crate::train::native::replicas::ReplicaMemory;
-use crate::transport::{self, Credentials, Dialer, LinkName, NetEvent, NetReceiver, NetSender, Op, RunsEvent, RunsLink, Uplink};
+use crate::transport::{
+    self, Credentials, Dialer, LinkName, NetEvent, NetReceiver, NetSender, Op, RunsEvent, RunsLink, Uplink,
+};
 use crate::worker::{
     self, Inputs, KilledNotes, LinkedPods, MathsSetup, MathsThread, Pace, PodSetup, Pods, Shards, StopSignal,
     TrainerFactory,
@@ -189,7 +191,8 @@ impl Driver {
             ..session_config(&config, identity.agent(), &shards)?
         };
         let (home, agent) = (config.run, session.agent);
-        let report = part::first_report(&config, &session, &ledger);
+        let report =
+            AgentReport { address: dialer.address().to_owned(), ..part::first_report(&config, &session, &ledger) };
         let (tell, inputs) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let (lists, list_events) = mpsc::channel(limits::WORKER_JOBS);
         let (net, net_events) = transport::queue();

@@ -35,7 +35,8 @@ fn fails(output: &Output, code: i32, says: &[&str]) {
 }
 
 fn token(address: &str) -> String {
-    JoinToken { addresses: vec![address.to_owned()], ca_fingerprints: vec![Digest([7; 32])], secret: [9; 32] }.to_string()
+    JoinToken { addresses: vec![address.to_owned()], ca_fingerprints: vec![Digest([7; 32])], secret: [9; 32] }
+        .to_string()
 }
 
 /// A directory as `join` leaves it, with certificates that nobody has issued.
@@ -118,7 +119,8 @@ fn join_does_not_touch_a_directory_with_something_else_in_it() {
 fn join_does_not_replace_another_enrolment() {
     let temporary = tempfile::tempdir().expect("a directory");
     enrolled(temporary.path());
-    let other = JoinToken { addresses: vec!["127.0.0.1:9".into()], ca_fingerprints: vec![Digest([8; 32])], secret: [9; 32] };
+    let other =
+        JoinToken { addresses: vec!["127.0.0.1:9".into()], ca_fingerprints: vec![Digest([8; 32])], secret: [9; 32] };
     let output = agent(&["join", "--token", &other.to_string(), "--dir", text(temporary.path())]);
     fails(&output, 3, &["enrolled with another coordinator, as north"]);
 }

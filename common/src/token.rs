@@ -84,7 +84,8 @@ impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let is_several = self.addresses.len() != 1 || self.ca_fingerprints.len() != 1;
         let prefix = if is_several { PREFIX_OF_SEVERAL } else { PREFIX };
-        let mut bytes = Vec::with_capacity(FIXED_BYTES + self.addresses.iter().map(|address| address.len() + 1).sum::<usize>());
+        let mut bytes =
+            Vec::with_capacity(FIXED_BYTES + self.addresses.iter().map(|address| address.len() + 1).sum::<usize>());
         // A count or an address that is too long is cut, and the token then refused when it is read.
         let count = |length: usize| u8::try_from(length).unwrap_or(u8::MAX);
         if is_several {

@@ -100,7 +100,8 @@ impl OwnIdentity {
             return Err(StoreError::Other("for another key"));
         }
         if !ca_ders.is_empty() {
-            let is_known = ca_ders.iter().any(|der| tls::authority_id(der).is_some_and(|id| Some(id) == peer.authority));
+            let is_known =
+                ca_ders.iter().any(|der| tls::authority_id(der).is_some_and(|id| Some(id) == peer.authority));
             if !is_known || ca_ders.len() > limits::AUTHORITIES {
                 return Err(StoreError::Other("from a CA that was not sent along"));
             }
@@ -169,7 +170,8 @@ impl Driver {
             tracing::warn!(%error, "the renewed certificate cannot be used");
         }
         let Credentials { authorities, certificate_der, key_der } = credentials;
-        let replaced = self.pod_links.as_ref().map(|links| links.replace_certificate(authorities, certificate_der, key_der));
+        let replaced =
+            self.pod_links.as_ref().map(|links| links.replace_certificate(authorities, certificate_der, key_der));
         if let Some(Err(error)) = replaced {
             tracing::warn!(%error, "the renewed certificate cannot be shown to other members of pods");
         }
@@ -209,6 +211,9 @@ impl Driver {
             return None;
         }
         self.renew_at_ms = renew_at_ms;
-        Some(Input::Run { run: self.host.renewer(), input: node::Input::Event(Event::CertificateStored { renew_at_ms }) })
+        Some(Input::Run {
+            run: self.host.renewer(),
+            input: node::Input::Event(Event::CertificateStored { renew_at_ms }),
+        })
     }
 }

@@ -26,7 +26,9 @@ use anabranch_common::limits;
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::spec::AgentSpec;
 use anabranch_common::update::{MemoryMark, RefusalReason, UpdateKey, UpdateMeta, Verdict};
-use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, Rejection, RenewalKey, RunPhase, Welcome};
+use anabranch_common::wire::message::{
+    AgentHello, AgentMessage, CoordinatorMessage, Rejection, RenewalKey, RunPhase, Welcome,
+};
 use anabranch_common::wire::transfer::{Missing, TransferManifest};
 use anabranch_testkit::lease::PLAN;
 

@@ -21,9 +21,9 @@ use quinn::{Connection, Endpoint, RecvStream};
 use tokio::sync::{OnceCell, watch};
 use tokio::task::JoinSet;
 
+use super::coordinator::Outage;
 use super::dial::{self, Control};
 use super::queue::Tell;
-use super::coordinator::Outage;
 use super::{Credentials, Dialer, NetEvent};
 use crate::session::event::Problem;
 

@@ -7,8 +7,8 @@ use crate::pod::{PodMark, PodOffer, PodPart, PodPeer, PodProblem, PodRound, PodS
 use crate::spec::Activations;
 use crate::wire::handshake::{Agree, Propose, Purpose};
 use crate::wire::message::{
-    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RenewalKey, RunPhase,
-    Welcome,
+    AgentHello, AgentMessage, CoordinatorMessage, JoinRefusal, JoinRequest, JoinResponse, Rejection, RenewalKey,
+    RunPhase, Welcome,
 };
 use crate::wire::operator::{
     OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,

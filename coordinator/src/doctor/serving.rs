@@ -217,7 +217,8 @@ pub(super) fn judge_certificates(identity: &Identity, now_ms: u64) -> Vec<Findin
         Err(error) => Finding::failure(check, ExitCode::Config, error.to_string(), "restore tls/ from a backup"),
     };
     let next = identity.next_ca_der().map(|der| {
-        let begun = Remedies { expired: replaced.expired, ends_soon: "end the rollover: `anabranch-coordinator ca finish`" };
+        let begun =
+            Remedies { expired: replaced.expired, ends_soon: "end the rollover: `anabranch-coordinator ca finish`" };
         of("next-ca-certificate", der, begun)
     });
     let present = [

@@ -11,8 +11,8 @@ use crate::core::event::{PeerId, RequestId};
 use crate::core::replacement::{ReplaceError, Replaced};
 use crate::core::status::Answer;
 use crate::node::{Job, JobError, ToPeer};
-use crate::registry::{Shown, SignerJob};
 use crate::registry::save::SaveJob;
+use crate::registry::{Shown, SignerJob};
 
 use super::runs::RunsJob;
 use super::searches::SearchesJob;

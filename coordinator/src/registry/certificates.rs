@@ -126,7 +126,9 @@ impl Registry {
     pub(super) fn begin_rollover(&self, now: Now, request: RequestId) -> Command {
         match self.authorities {
             Some(Authorities { next: None, .. }) => authority(now, request, AuthorityStep::Begin),
-            Some(_) => conflict(request, "a rollover is under way: `ca status` shows it, and `ca finish` ends it".into()),
+            Some(_) => {
+                conflict(request, "a rollover is under way: `ca status` shows it, and `ca finish` ends it".into())
+            }
             None => conflict(request, "the CAs of this coordinator are not known".into()),
         }
     }
@@ -170,8 +172,9 @@ impl Registry {
             let has_expired = member.shown.is_some_and(|shown| shown.expires_at_ms <= now.unix_ms);
             !member.revoked && !has_moved && !has_expired
         };
-        let names: Vec<&str> =
+        let mut names: Vec<&str> =
             self.roster.members().filter(|(_, member)| is_left(member)).map(|(_, member)| &*member.name).collect();
+        names.sort_unstable();
         let shown = names.iter().take(limits::MEMBERS_NAMED).copied().collect::<Vec<_>>().join(", ");
         let more = names.len().saturating_sub(limits::MEMBERS_NAMED);
         let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -196,7 +199,11 @@ impl Registry {
     }
 
     /// The CAs of the process have changed, or not. Returns the answer to the operator.
-    pub(super) fn authority_done(&mut self, request: RequestId, outcome: Result<(AuthorityStep, Authorities), String>) -> Command {
+    pub(super) fn authority_done(
+        &mut self,
+        request: RequestId,
+        outcome: Result<(AuthorityStep, Authorities), String>,
+    ) -> Command {
         match outcome {
             Ok((step, authorities)) => {
                 self.authorities = Some(authorities);

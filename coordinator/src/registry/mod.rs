@@ -371,8 +371,7 @@ impl Registry {
                 | RegistryRequest::CaStatus
                 | RegistryRequest::CaFinish { .. }
         );
-        if changes_items && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING
-        {
+        if changes_items && self.operators_waiting() >= limits::REGISTRY_CHANGES_WAITING {
             let text = "the disk is slow: too many changes are being saved already; try again later";
             return Command::Reply { request, response: OperatorResponse::Failed(text.into()) };
         }

@@ -169,7 +169,11 @@ fn a_revocation_counts_once_it_is_durable_and_then_every_run_is_told() {
     assert_eq!((registry.greet(AGENT, None), registry.revoked().collect()), (Err(Rejection::Revoked), vec![AGENT]));
     let again = registry.handle(NOW, revoke(&AGENT.to_string()));
     let Some(Command::Save(job)) = again else { panic!("expected items, got {again:?}") };
-    assert_eq!((&job.items[..], registry.greet(AGENT, None)), (&[][..], Err(Rejection::Revoked)), "it was saved before");
+    assert_eq!(
+        (&job.items[..], registry.greet(AGENT, None)),
+        (&[][..], Err(Rejection::Revoked)),
+        "it was saved before"
+    );
     let response = OperatorResponse::Done(format!("ward-1 ({AGENT}) was revoked already"));
     let saved = registry.handle(NOW, Event::Saved { ticket: job.ticket });
     assert_eq!(saved, told(response), "a run may have lost its record");

@@ -48,7 +48,12 @@ enum Begun {
         messages: FrameReader<AgentMessage>,
         id: u64,
     },
-    Runs { wanted: RunsWanted, version: u16, writer: FrameWriter<RunsListed>, recv: RecvStream },
+    Runs {
+        wanted: RunsWanted,
+        version: u16,
+        writer: FrameWriter<RunsListed>,
+        recv: RecvStream,
+    },
 }
 
 struct AgentConnection {
@@ -173,7 +178,8 @@ impl AgentConnection {
                 let room = self.admit(messages.last_bytes()).await?;
                 messages.share(Arc::clone(&self.large));
                 let route = Route { connection: self.connection.clone(), session: id };
-                let (session, breached) = Session::new(route, Arc::clone(&self.shared), Shown::new(&self.peer, version), &hello);
+                let (session, breached) =
+                    Session::new(route, Arc::clone(&self.shared), Shown::new(&self.peer, version), &hello);
                 self.sessions.lock().insert(id, Arc::clone(&session));
                 let ended = session.serve((hello, room), (writer, messages), breached, &self.pace).await;
                 self.sessions.lock().remove(&id);

@@ -192,7 +192,9 @@ mod tests {
         let own = Credential { certificate_der: &issued.certificate_der, key_der: &key_der };
         let line = world.open(Some(own)).await;
         let answering = async {
-            let Some(Input::Facts { shown: Shown { agent, .. }, run, reply }) = world.inputs.recv().await else { panic!("a question") };
+            let Some(Input::Facts { shown: Shown { agent, .. }, run, reply }) = world.inputs.recv().await else {
+                panic!("a question")
+            };
             assert_eq!((agent, run), (issued.agent, wanted.run));
             reply.send(Facts::Rejected(Rejection::Unknown)).expect("it is waited for");
         };

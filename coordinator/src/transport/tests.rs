@@ -82,7 +82,9 @@ impl World {
     async fn hello(&mut self, connection: &Connection, run: RunId) -> (Stream, Heard) {
         let mut stream = open(connection, Purpose::Agent).await;
         stream.say(&AgentMessage::Hello(hello(run))).await;
-        let Input::Connected { peer, shown: Shown { agent, .. }, hello, ops, .. } = self.input().await else { panic!("expected a hello") };
+        let Input::Connected { peer, shown: Shown { agent, .. }, hello, ops, .. } = self.input().await else {
+            panic!("expected a hello")
+        };
         (stream, Heard { peer, agent, run: hello.run, ops })
     }
 

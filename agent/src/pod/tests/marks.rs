@@ -161,9 +161,8 @@ fn a_renewed_certificate_is_shown_from_then_on() {
     let before = world.runtime.block_on(world.connect(0, 1));
     assert_eq!(shown(&before.1), world.members[1].certificate_der);
     let member = &world.members[1];
-    let replace = |der: &[u8]| {
-        member.links.replace_certificate(&(&world.ca.der).into(), der, &member.key.serialize_der())
-    };
+    let replace =
+        |der: &[u8]| member.links.replace_certificate(&(&world.ca.der).into(), der, &member.key.serialize_der());
     replace(&renewed).expect("it fits the key");
     let after = world.runtime.block_on(world.connect(0, 1));
     assert!(shown(&after.1) == renewed && renewed != world.members[1].certificate_der);

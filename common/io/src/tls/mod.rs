@@ -94,11 +94,7 @@ fn transport() -> TransportConfig {
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn server(
-    authorities: impl Into<Authorities>,
-    cert_der: &[u8],
-    key_der: &[u8],
-) -> Result<ServerConfig, TlsError> {
+pub fn server(authorities: impl Into<Authorities>, cert_der: &[u8], key_der: &[u8]) -> Result<ServerConfig, TlsError> {
     let authorities = authorities.into();
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities.roots()?), provider())
         .allow_unauthenticated()
@@ -164,11 +160,7 @@ fn client_config(tls: rustls::ClientConfig) -> Result<ClientConfig, TlsError> {
 ///
 /// # Errors
 /// See [`TlsError`].
-pub fn client(
-    authorities: impl Into<Authorities>,
-    cert_der: &[u8],
-    key_der: &[u8],
-) -> Result<ClientConfig, TlsError> {
+pub fn client(authorities: impl Into<Authorities>, cert_der: &[u8], key_der: &[u8]) -> Result<ClientConfig, TlsError> {
     let tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(authorities.into().roots()?)

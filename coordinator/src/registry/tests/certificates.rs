@@ -64,7 +64,10 @@ fn the_old_key_is_refused_once_the_new_one_has_been_used_and_not_before() {
     let old = certificate(AGENT, None);
     assert_eq!(registry.renewal_wanted(AGENT, &old), None);
     let (csr, key) = request();
-    assert!(matches!(registry.handle(NOW, renew(&csr)), Some(Command::Sign(_))), "the signer sees that it is another key");
+    assert!(
+        matches!(registry.handle(NOW, renew(&csr)), Some(Command::Sign(_))),
+        "the signer sees that it is another key"
+    );
 
     let asks = saved(&mut registry, rotate(Some("ward-1")));
     assert!(matches!(&asks, Some(Command::AskToRenew { .. })), "{asks:?}");
@@ -153,7 +156,10 @@ fn a_rollover_asks_members_and_waits_for_them() {
     let both = authorities(&[&present_der, &next_der]);
     let done = Event::AuthorityDone { request: REQUEST, outcome: Ok((AuthorityStep::Begin, both)) };
     assert!(matches!(registry.handle(NOW, done), Some(Command::AskToRenew { .. })));
-    assert!(matches!(answered(registry.handle(NOW, operator(RegistryRequest::CaRotate))), OperatorResponse::Conflict(_)));
+    assert!(matches!(
+        answered(registry.handle(NOW, operator(RegistryRequest::CaRotate))),
+        OperatorResponse::Conflict(_)
+    ));
 
     assert_eq!(registry.renewal_wanted(AGENT, &by(present)), Some(RenewalKey::Same));
     assert_eq!(registry.renewal_wanted(AGENT, &by(next)), None);
@@ -179,7 +185,8 @@ fn a_rollover_asks_members_and_waits_for_them() {
     assert_eq!(registry.keeps_from_finishing(NOW), None, "one that has expired joins again in any case");
     let end = registry.handle(NOW, finish(false));
     assert!(matches!(end, Some(Command::Sign(SignerJob::Authority(_)))), "{end:?}");
-    let done = Event::AuthorityDone { request: REQUEST, outcome: Ok((AuthorityStep::Finish, authorities(&[&next_der]))) };
+    let done =
+        Event::AuthorityDone { request: REQUEST, outcome: Ok((AuthorityStep::Finish, authorities(&[&next_der]))) };
     registry.handle(NOW, done);
     assert_eq!(registry.greet(AGENT, Some(&by(next))), Ok("ward-1"));
     assert_eq!(registry.greet(AGENT, Some(&by(present))), Err(Rejection::OldCertificate));

@@ -104,7 +104,12 @@ impl World {
     /// An agent asks for the list of runs.
     pub(super) fn subscribed(&mut self, id: u64) {
         if let Some((peer, machine)) = self.named(id) {
-            self.coordinator_takes(Input::Subscribe { peer, agent: agent_id(machine), certificate: None, wanted: RunsWanted::All });
+            self.coordinator_takes(Input::Subscribe {
+                peer,
+                agent: agent_id(machine),
+                certificate: None,
+                wanted: RunsWanted::All,
+            });
         }
     }
 
