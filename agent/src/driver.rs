@@ -191,7 +191,8 @@ impl Driver {
             ..session_config(&config, identity.agent(), &shards)?
         };
         let (home, agent) = (config.run, session.agent);
-        let report = part::first_report(&config, &session, &ledger);
+        let report =
+            AgentReport { address: dialer.address().to_owned(), ..part::first_report(&config, &session, &ledger) };
         let (tell, inputs) = mpsc::channel(limits::AGENT_QUEUE_EVENTS);
         let (lists, list_events) = mpsc::channel(limits::WORKER_JOBS);
         let (net, net_events) = transport::queue();

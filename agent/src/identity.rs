@@ -316,6 +316,11 @@ mod tests {
             let error = read_authorities(&path).expect_err("none, or too many").to_string();
             assert!(error.contains("expected 1 to 2"), "{error}");
         }
+        write_authorities(&path, &cas(1)).expect("written");
+        let pem = fs::read_to_string(&path).expect("read");
+        let comment = "#\n".repeat(usize::try_from(limits::AUTHORITIES_FILE_BYTES).expect("small") / 2);
+        fs::write(&path, format!("{comment}{pem}")).expect("written");
+        assert!(read_authorities(&path).is_err(), "behind what is read of the file");
     }
 
     /// Guards the PEM writer against every length of the last group.

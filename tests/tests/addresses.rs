@@ -5,8 +5,10 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use anabranch_tests::chaos::link::Conditions;
+use anabranch_tests::chaos::proxy::{Proxy, Shape};
 use anabranch_tests::ledger::Settings;
-use anabranch_tests::process::{Cluster, Role, compile};
+use anabranch_tests::process::{Cluster, DIGITS, Role, compile, example};
 use anyhow::{Context as _, ensure};
 
 const LAB: &str = env!("CARGO_BIN_EXE_anabranch-lab");
@@ -93,5 +95,55 @@ fn a_coordinator_on_one_address_hands_out_tokens_that_lead_to_it() -> anyhow::Re
         cluster.park_agents()?;
         assert_eq!(cluster.park_coordinator()?, 0);
     }
+    Ok(())
+}
+
+/// An agent goes on over its second address when the first one falls silent, and over others that it is given later.
+#[test]
+fn an_agent_with_several_addresses_goes_on_over_the_one_that_answers() -> anyhow::Result<()> {
+    let mut cluster = Cluster::new(Path::new(LAB), &DIGITS.replace("versions = 40", "versions = 1000000"))?;
+    cluster.start_coordinator()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let proxy = Proxy::start(runtime.handle(), cluster.port(), 1, Shape::default())?;
+    let (first, second) = (format!("127.0.0.1:{}", proxy.port()), format!("127.0.0.1:{}", cluster.port()));
+    let token = cluster.token(&["--name", "one", "--address", &first, "--address", &second])?;
+    assert!(token.starts_with("anb2-"), "{token}");
+    cluster.join_with(&token, "one")?.code(0)?;
+    let data = example("data/digits-train.csv.gz");
+    let args = ["--shard".as_ref(), data.as_os_str(), "--threads=1".as_ref(), "--min-round=50".as_ref()];
+    cluster.start_agent(Role::Agent, "one", &args, &[])?;
+    cluster.wait_for_updates(2)?;
+    let status = cluster.agent_status("one")?;
+    assert_eq!((&status.address, &status.addresses), (&first, &vec![first.clone(), second.clone()]));
+
+    let cut = Conditions { cut: true, ..Conditions::default() };
+    proxy.shape(Shape { up: cut.clone(), down: cut, rebind_ms: 0 });
+    let before = cluster.status()?.updates_accepted;
+    // One may have been on its way.
+    cluster.wait_for_updates(before + 3)?;
+    assert_eq!(cluster.agent_status("one")?.address, second);
+
+    // It begins with the one that worked last.
+    cluster.park_agents()?;
+    assert_eq!(cluster.agent_status("one")?.address, second);
+    cluster.start_agent(Role::Agent, "one", &args, &[])?;
+    cluster.wait_for_updates(before + 5)?;
+    cluster.park_agents()?;
+    let dir = cluster.agent_dir("one");
+    let third = format!("localhost:{}", cluster.port());
+    let set = |addresses: &[&str]| {
+        let own = ["set-coordinators".as_ref(), "--dir".as_ref(), dir.as_os_str()];
+        let args: Vec<&OsStr> = own.into_iter().chain(addresses.iter().map(OsStr::new)).collect();
+        cluster.call(Role::Agent, &args)
+    };
+    set(&["nowhere"])?.code(2)?.says(&["is not a host and a port"])?;
+    set(&[&first, &third])?.code(0)?;
+    cluster.start_agent(Role::Agent, "one", &args, &[])?;
+    cluster.wait_for_updates(before + 7)?;
+    let status = cluster.agent_status("one")?;
+    assert_eq!((&status.address, &status.addresses), (&third, &vec![first, third.clone()]));
+    cluster.park_agents()?;
+    drop(proxy);
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     Ok(())
 }

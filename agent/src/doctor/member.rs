@@ -14,6 +14,8 @@ use crate::clock;
 const CERTIFICATE: &str = "certificate";
 const MEMBERSHIP: &str = "membership";
 const JOIN_AGAIN: &str = "ask the operator for a new token, and join from another directory";
+const EXPIRED: &str =
+    "ask the operator for a new token, and join again into this directory: identity and finished work stay";
 
 /// Makes both checks.
 pub(super) async fn check(target: &Target, report: &mut Report, known: &mut Known) {
@@ -53,7 +55,7 @@ fn judge_certificate(member: &Member, ahead_ms: Option<i64>, here_ms: u64) -> Fi
         None => (here_ms, "this machine's"),
     };
     let remedies =
-        Remedies { expired: JOIN_AGAIN, ends_soon: "start the agent: it renews its certificate while it is connected" };
+        Remedies { expired: EXPIRED, ends_soon: "start the agent: it renews its certificate while it is connected" };
     life.judge(CERTIFICATE, now_ms, whose, remedies)
 }
 

@@ -179,8 +179,8 @@ every_s = 5.0
 [server]
 # Address and UDP port to listen on.
 listen = @LISTEN@
-# Names and addresses under which agents reach this coordinator; the first one goes into join tokens, without any the
-# address of listen does (127.0.0.1 where that is 0.0.0.0 or [::]). They become part of the server's certificate when the
+# Names and addresses under which agents reach this coordinator. Join tokens carry the first eight, which agents try in this
+# order; without any, the address of listen (127.0.0.1 where that is 0.0.0.0 or [::]). They become part of the server's certificate when the
 # coordinator starts; localhost, 127.0.0.1 and ::1 always are.
 names = @NAMES@
 # Life of an agent's certificate; a running agent renews it in time by itself.

@@ -21,6 +21,7 @@
 mod answer;
 mod certificates;
 mod facts;
+mod greeting;
 mod input;
 mod output;
 mod runs;
@@ -36,9 +37,8 @@ use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::lane::Lane;
 use anabranch_common::status::{RunSummary, StatusReport};
 use anabranch_common::transfer::Half;
-use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, JoinRefusal, JoinResponse, Rejection};
+use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest};
-use anabranch_common::wire::runs::RunsWanted;
 
 pub use answer::{Candidate, choose};
 pub use input::Input;
@@ -54,10 +54,10 @@ use crate::core::command::ExitReason;
 use crate::core::event::{Event, Now, PeerId, RequestId};
 use crate::node::{self, JobError, Node, Settings, ToPeer};
 use crate::recovery::Recovered;
-use crate::registry::roster::Certificate;
 use crate::registry::save::{self, SaveJob};
 use crate::registry::{self, Registry, Signed, SignerJob};
 use certificates::welcomed;
+use greeting::{Admitted, Caller};
 use subscriptions::Subscriptions;
 
 /// `agents revoke`, saved, while runs have to hear of it.
@@ -65,24 +65,6 @@ use subscriptions::Subscriptions;
 struct Revocation {
     runs: BTreeSet<RunId>,
     response: OperatorResponse,
-}
-
-/// Who speaks.
-#[derive(Debug, Clone, Copy)]
-struct Caller {
-    agent: AgentId,
-    /// None in a simulation, where there are no certificates.
-    certificate: Option<Certificate>,
-}
-
-/// A control stream whose agent was let in.
-#[derive(Debug)]
-struct Admitted {
-    run: RunId,
-    agent: AgentId,
-    certificate: Option<Certificate>,
-    /// Whether the run has welcomed the agent.
-    is_welcomed: bool,
 }
 
 /// Whether the process goes on.
@@ -413,38 +395,6 @@ impl Host {
                 node::Output::Exit(ended) => self.run_ended(run, ended),
             }
         }
-    }
-
-    fn hello(&mut self, now: Now, caller: Caller, peer: PeerId, hello: AgentHello) {
-        let Caller { agent, certificate } = caller;
-        match self.admit(caller, hello.run).map(str::to_owned) {
-            Ok(name) => {
-                self.peers.insert(peer, Admitted { run: hello.run, agent, certificate, is_welcomed: false });
-                if let Some(certificate) = certificate {
-                    self.tell_registry(now, registry::Event::Shown { agent, certificate });
-                    self.close_replaced(agent);
-                }
-                self.tell(now, hello.run, node::Input::Event(Event::Connected { peer, agent, name, hello }));
-            }
-            Err(why) => self.reject(peer, why),
-        }
-    }
-
-    fn subscribe(&mut self, caller: Caller, peer: PeerId, wanted: RunsWanted) {
-        match self.registry.greet(caller.agent, caller.certificate.as_ref()) {
-            Ok(_) => {
-                let before = self.subscriptions.opened(peer, caller.agent, wanted);
-                self.out.extend(before.map(|peer| Output::ToPeer(ToPeer::Close { peer })));
-            }
-            // The control streams of its runs say why.
-            Err(_) => self.out.push(Output::ToPeer(ToPeer::Close { peer })),
-        }
-    }
-
-    fn reject(&mut self, peer: PeerId, why: Rejection) {
-        let message = Box::new(CoordinatorMessage::Rejected(why));
-        self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));
-        self.out.push(Output::ToPeer(ToPeer::Close { peer }));
     }
 
     fn operate(&mut self, now: Now, request: RequestId, operation: OperatorRequest) {

@@ -1,5 +1,6 @@
 //! What a process with two runs does.
 
+mod certificates;
 mod runs;
 mod searches;
 mod view;
@@ -8,7 +9,7 @@ mod world;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::RecordBody;
 use anabranch_common::limits;
-use anabranch_common::wire::message::{AgentMessage, RunPhase};
+use anabranch_common::wire::message::{AgentMessage, Rejection, RunPhase};
 use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::probe::Facts;
 use anabranch_common::wire::runs::RunInfo;

@@ -172,8 +172,9 @@ impl Registry {
             let has_expired = member.shown.is_some_and(|shown| shown.expires_at_ms <= now.unix_ms);
             !member.revoked && !has_moved && !has_expired
         };
-        let names: Vec<&str> =
+        let mut names: Vec<&str> =
             self.roster.members().filter(|(_, member)| is_left(member)).map(|(_, member)| &*member.name).collect();
+        names.sort_unstable();
         let shown = names.iter().take(limits::MEMBERS_NAMED).copied().collect::<Vec<_>>().join(", ");
         let more = names.len().saturating_sub(limits::MEMBERS_NAMED);
         let and_more = if more > 0 { format!(" and {more} more") } else { String::new() };

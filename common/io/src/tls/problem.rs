@@ -153,7 +153,14 @@ impl ConnectProblem {
                 "check that the coordinator runs and that UDP to its port is open on the way; QUIC does not use TCP"
             }
             Self::NotYetValid { .. } => "set the clock (NTP)",
-            Self::Expired { .. } => "check the clock (NTP); if it is right, join again with a new token",
+            Self::Expired { whose: HERE, .. } => {
+                "check the clock (NTP); if it is right, the coordinator's certificate has expired: its operator has to start \
+                 `run` again"
+            }
+            Self::Expired { .. } => {
+                "check the clock (NTP); if it is right, join again with a new token, into the same directory: identity and \
+                 finished work stay"
+            }
             Self::UnknownCa | Self::OurCaUnknown => {
                 "this is another coordinator than the one that was joined, or its certificates were replaced: join again"
             }
@@ -165,6 +172,9 @@ impl ConnectProblem {
         Some(help.to_owned())
     }
 }
+
+/// Whose clock it is, where this side has judged a certificate.
+const HERE: &str = "this machine's";
 
 /// Which side has found the fault.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -223,7 +233,7 @@ fn of_code(code: u64, reason: &str, side: Side) -> ConnectProblem {
 /// rustls uses one alert for "expired" and "not yet valid"; its text tells them apart, and has both times. The text also
 /// reaches the peer, as the reason of the close. Without it, or should it change, only the times are lost.
 fn clock_problem(reason: &str, side: Side) -> ConnectProblem {
-    let whose = if side == Side::Here { "this machine's" } else { "the other side's" };
+    let whose = if side == Side::Here { HERE } else { "the other side's" };
     let now = number_after(reason, "verification time ").and_then(utc);
     if reason.contains("not valid yet") {
         let bound = number_after(reason, "not valid before ").and_then(utc);
@@ -273,6 +283,8 @@ mod tests {
             "certificate is not valid yet at this machine's clock (2026-11-22 12:00 UTC; valid from 2026-11-23 12:00 UTC)"
         );
         assert_eq!(problem.exit_code(), ExitCode::Clock);
+        let ours = ConnectProblem::Expired { whose: HERE, times: String::new() };
+        assert!(ours.help().is_some_and(|help| help.contains("its operator")), "it is the coordinator's");
         let expired = CertificateError::ExpiredContext { time: at(1_795_435_200), not_after: at(1_795_348_800) };
         let problem = of_code(0x100 + 45, &Error::InvalidCertificate(expired).to_string(), Side::There);
         assert_eq!(
@@ -281,6 +293,7 @@ mod tests {
         );
         let terse = of_code(0x100 + 45, "", Side::There);
         assert_eq!(terse.to_string(), "certificate has expired at the other side's clock");
+        assert!(terse.help().is_some_and(|help| help.contains("join again")));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use anabranch_common::ids::BranchId;
 use anabranch_common::status::{RunCreated, RunStanding, RunSummary};
 use anabranch_common::transfer::Budgets;
 use anabranch_common::wire::operator::{RegistryRequest, RunsRequest};
+use anabranch_common::wire::runs::RunsWanted;
 
 use super::world::{about, now, settings, signed};
 use super::*;

@@ -217,8 +217,9 @@ impl World {
                 | Output::Close { .. }
                 | Output::Look { .. }
                 | Output::Measure { .. } => {}
-                // No agent here asks which runs there are.
-                Output::List { .. }
+                // No agent here asks which runs there are, and there are no certificates.
+                Output::Show(_)
+                | Output::List { .. }
                 | Output::Facts { .. }
                 | Output::Replaced { .. }
                 | Output::JoinReply { .. }

@@ -51,6 +51,7 @@ impl World {
                 | Output::Look { .. }
                 | Output::Save(_)
                 | Output::Sign(_)
+                | Output::Show(_)
                 | Output::Replaced { .. }
                 | Output::JoinReply { .. }
                 | Output::DeferJoin { .. } => self.violate("P6", format!("{output:?} is not expected here")),
