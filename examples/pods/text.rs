@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Every document, with its name.
-const DOCUMENTS: [(&str, &str); 14] = [
+const DOCUMENTS: [(&str, &str); 15] = [
     ("README.md", include_str!("../../README.md")),
     ("agents.md", include_str!("../../docs/agents.md")),
     ("benchmarks.md", include_str!("../../docs/benchmarks.md")),
@@ -17,6 +17,7 @@ const DOCUMENTS: [(&str, &str); 14] = [
     ("protocol.md", include_str!("../../docs/protocol.md")),
     ("race.md", include_str!("../../docs/race.md")),
     ("simulation.md", include_str!("../../docs/simulation.md")),
+    ("survival.md", include_str!("../../docs/survival.md")),
     ("trainer-protocol.md", include_str!("../../docs/trainer-protocol.md")),
 ];
 /// The last one in so many bytes of each document is for evaluation.
