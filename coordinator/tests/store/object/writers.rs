@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 
 use anabranch_common::ids::{Digest, Position};
@@ -231,6 +232,73 @@ fn a_writer_that_is_stopped_at_any_request_and_goes_on_later_does_no_harm() {
         }
     }
     assert!(stood > 200, "{stood} places");
+}
+
+/// A process that opens the store stands still between any two requests of its opening, while the writer that has the
+/// store goes on. Where it takes over, it has everything that was acknowledged until then.
+#[test]
+fn an_opening_that_is_stopped_at_any_request_finds_what_was_acknowledged_meanwhile() {
+    let (mut stood, mut went_on) = (0, 0);
+    for seed in 0..20 {
+        for at_own_write in 0.. {
+            let (stands_in, stands) = sync_channel(1);
+            let (go_on, go_on_out) = sync_channel(1);
+            let bucket = SimBucket::new(seed, Weather::FAIR);
+            let (mut rng, mut said) = (SplitMix64::new(seed), Acknowledged::default());
+            let first = open(&bucket, 1, Weather::FAIR).expect("opens");
+            for _ in 0..seed {
+                said.act(&first, &mut rng, 1).expect("it has the store");
+            }
+            let opened = stands_in.clone();
+            let way = bucket.connect(2, Weather::FAIR);
+            let way = way.pausing(Pause { at_own_write, stands: stands_in, go_on: go_on_out });
+            let is_open = Arc::new(AtomicBool::new(false));
+            let tell = Arc::clone(&is_open);
+            let opener = std::thread::spawn(move || {
+                let outcome = open_over(way, 2);
+                tell.store(true, Ordering::SeqCst);
+                // Nobody listens where it has stood still before.
+                opened.send(()).ok();
+                outcome
+            });
+            stands.recv().expect("it stands still, or has opened");
+            if is_open.load(Ordering::SeqCst) {
+                said.assert_in(&opener.join().expect("no panic").expect("opens"), &format!("seed {seed}"));
+                break;
+            }
+            stood += 1;
+            let context = format!("seed {seed}, stopped at {at_own_write}");
+            let (mut counted, mut recorded) = (0u64, said.records.len() as u64);
+            let mut go = || -> Result<(), StorageError> {
+                for number in 1..40u64 {
+                    first.catalogue().put("count", &number.to_le_bytes())?;
+                    first.catalogue().sync()?;
+                    counted = number;
+                    first.journal().append(&[record(recorded, 1)])?;
+                    first.journal().sync()?;
+                    recorded += 1;
+                    first.journal().prune(Position(recorded - 1))?;
+                }
+                Ok(())
+            };
+            match go() {
+                Ok(()) | Err(StorageError::Superseded { .. }) => {}
+                Err(error) => panic!("{context}: {error}"),
+            }
+            went_on += counted;
+            go_on.send(()).expect("it waits");
+            let second = opener.join().expect("no panic").unwrap_or_else(|error| panic!("{context}: {error}"));
+            // What the first one had written when it learned that it was superseded may count as well.
+            let found = read(&second);
+            let count = found.items.get("count").and_then(|value| value.as_slice().try_into().ok());
+            assert!(count.map_or(0, u64::from_le_bytes) >= counted, "{context}: an item is lost");
+            assert!(found.records.len() as u64 >= recorded, "{context}: a record is lost");
+            said = found;
+            said.act(&second, &mut rng, 2).unwrap_or_else(|error| panic!("{context}: {error}"));
+            said.assert_in(&open(&bucket, 3, Weather::FAIR).expect("opens"), &context);
+        }
+    }
+    assert!(stood >= 60 && went_on > 500, "{stood} places, {went_on} acts");
 }
 
 /// Everything in a store.
