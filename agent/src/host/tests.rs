@@ -356,7 +356,7 @@ fn one_run_renews_the_certificate_and_another_one_when_that_has_ended() {
     assert_eq!(world.0.node(B).map(|node| node.session().config().renew_at_ms), Some(u64::MAX));
     world.event(0, A, say(CoordinatorMessage::Rejected(Rejection::Replaced)));
     let renews = world.give(5_000, Input::Tick);
-    assert!(renews.contains(&"b: Renew".to_owned()), "{renews:?}");
+    assert!(renews.contains(&"b: Renew(Due)".to_owned()), "{renews:?}");
 }
 
 #[test]
@@ -365,10 +365,10 @@ fn a_run_whose_session_is_down_when_the_renewal_is_due_hands_it_on() {
     let renewed = Event::CertificateStored { renew_at_ms: 5_000 };
     world.give(0, Input::Run { run: A, input: node::Input::Event(renewed) });
     world.event(0, A, Event::Disconnected(Problem::Transient("not served".into())));
-    assert!(!world.give(4_999, Input::Tick).contains(&"b: Renew".to_owned()), "it is not due");
+    assert!(!world.give(4_999, Input::Tick).contains(&"b: Renew(Due)".to_owned()), "it is not due");
     assert!(world.0.deadline_ms().is_some_and(|at_ms| at_ms <= 5_000));
     world.give(5_000, Input::Tick);
     let renews = world.give(5_000, Input::Tick);
-    assert!(renews.contains(&"b: Renew".to_owned()), "{renews:?}");
+    assert!(renews.contains(&"b: Renew(Due)".to_owned()), "{renews:?}");
     assert_eq!(world.0.deadline_ms().filter(|at_ms| *at_ms <= 5_000), None, "nothing more is due");
 }
