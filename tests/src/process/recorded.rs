@@ -74,7 +74,7 @@ impl Recording {
     pub async fn replay(&self, port: u16, identity: &Identity) -> anyhow::Result<Answers> {
         let endpoint = tls::client_endpoint()?;
         let own = Some((&identity.certificate_der[..], &identity.key_der[..]));
-        let config = tls::client_probe(Digest::of(&identity.ca_der), own)?;
+        let config = tls::client_probe(&[Digest::of(&identity.ca_der)], own)?;
         let connection = tls::connect(&endpoint, &format!("127.0.0.1:{port}"), config).await?;
         let models = connection.clone();
         let reading = tokio::spawn(async move {
