@@ -129,8 +129,8 @@ pub(crate) struct DirArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "All addresses must lead to the same coordinator, or to another with the same CA. They are
-tried in turn; the one that worked last comes first.
+#[command(after_help = "All addresses must lead to the same coordinator, or to one with the same CA.
+They are tried in turn; the one that worked last comes first.
 
 Example:
   anabranch-agent set-coordinators --dir agent \\

@@ -151,10 +151,10 @@ fn probes() {
 
 #[test]
 fn links_between_members() {
-    every_variant_is_there(&samples::pod_answers());
+    every_variant_is_there(&samples::parcels::pod_answers());
     every_variant_is_there(&samples::parcels::parcel_contents());
-    let greeting = listing(FrameKind::PodGreeting, &[samples::pod_greeting()]);
-    let answers = listing(FrameKind::PodAnswer, &samples::pod_answers());
+    let greeting = listing(FrameKind::PodGreeting, &[samples::parcels::pod_greeting()]);
+    let answers = listing(FrameKind::PodAnswer, &samples::parcels::pod_answers());
     insta::assert_snapshot!(greeting + &answers + &listing(FrameKind::Parcel, &samples::parcels::parcel_heads()));
 }
 

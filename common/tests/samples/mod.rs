@@ -33,7 +33,6 @@ use anabranch_common::wire::message::{
 use anabranch_common::wire::operator::{
     OperatorRequest, OperatorResponse, RegistryRequest, RunRequest, RunsRequest, SearchRequest,
 };
-use anabranch_common::wire::pod::{PodAnswer, PodGreeting};
 use anabranch_common::wire::runs::{RunInfo, RunsListed, RunsWanted};
 use anabranch_common::wire::transfer::{ChunkHeader, Missing, TransferManifest};
 
@@ -578,14 +577,6 @@ pub(crate) fn record_bodies() -> Vec<RecordBody> {
         RecordBody::Published(Publication { version: ModelVersion(44), form: PublicationForm::Track, digest: DIGEST }),
     ]);
     bodies
-}
-
-pub(crate) fn pod_greeting() -> PodGreeting {
-    PodGreeting { min: 5, max: 6, run: RUN, mark: PodMark { lease: LeaseId(9), attempt: 2 } }
-}
-
-pub(crate) fn pod_answers() -> Vec<PodAnswer> {
-    vec![PodAnswer::Ready { version: 5 }, PodAnswer::NotYet, PodAnswer::Refused("that attempt is over".into())]
 }
 
 pub(crate) fn records() -> Vec<Record> {

@@ -1,9 +1,11 @@
-//! Parcels between the members of a pod.
+//! Greetings and parcels between the members of a pod.
 
+use anabranch_common::ids::LeaseId;
+use anabranch_common::pod::PodMark;
 use anabranch_common::spec::Activations;
-use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead};
+use anabranch_common::wire::pod::{LayerFigures, ParcelContent, ParcelHead, PodAnswer, PodGreeting};
 
-use super::DIGEST;
+use super::{DIGEST, RUN};
 
 pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
     vec![
@@ -31,4 +33,12 @@ pub(crate) fn parcel_contents() -> Vec<ParcelContent> {
 pub(crate) fn parcel_heads() -> Vec<ParcelHead> {
     let contents = parcel_contents().into_iter();
     contents.map(|content| ParcelHead { from: 1, to: 2, content, checksum: 0xC0FF_EE00 }).collect()
+}
+
+pub(crate) fn pod_greeting() -> PodGreeting {
+    PodGreeting { min: 5, max: 6, run: RUN, mark: PodMark { lease: LeaseId(9), attempt: 2 } }
+}
+
+pub(crate) fn pod_answers() -> Vec<PodAnswer> {
+    vec![PodAnswer::Ready { version: 5 }, PodAnswer::NotYet, PodAnswer::Refused("that attempt is over".into())]
 }
