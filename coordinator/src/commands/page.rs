@@ -56,7 +56,7 @@ fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Re
     };
     output::hint(&format!(
         "page token {id}, good until {}; whoever has it may {may}\n\
-         the page asks for it: start the coordinator with `run --page 8433`",
+         the page asks for it: `run --page PORT` serves it",
         output::date(expires_at_ms)
     ));
     Ok(())
