@@ -385,13 +385,13 @@ impl Driver {
 
     /// Shows another certificate to whoever connects from now on, and trusts other CAs.
     fn show(&mut self, shown: &registry::Shown) {
-        let registry::Shown { authorities, server, expiries } = shown;
+        let registry::Shown { authorities, server, .. } = shown;
         match tls::server(authorities, &server.certificate_der, &server.key_der) {
             Ok(config) => self.endpoint.set_server_config(Some(config)),
             Err(error) => tracing::error!(%error, "the new certificates cannot be used; start `run` again"),
         }
         if let Some(publisher) = &self.publisher {
-            publisher.show_certificates(expiries);
+            publisher.show_certificates(shown);
         }
     }
 

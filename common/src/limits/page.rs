@@ -49,8 +49,16 @@ pub const PAGE_WRONG_MS: u64 = 60_000;
 pub const PAGE_WRONG_ADDRESSES: usize = 1_024;
 /// Requests of page tokens that the loop is asked at the same time.
 pub const PAGE_OPERATIONS: usize = 8;
-/// Requests of the page for which stores are read at the same time: each may hold a model in memory.
-pub const PAGE_STORE_READS: usize = 2;
+/// Models that are read and sent to clients of the page at the same time: each is held in memory.
+pub const PAGE_DOWNLOADS: usize = 2;
+/// Time that a client has for any model, in milliseconds, ...
+pub const PAGE_DOWNLOAD_MS: u64 = 5 * 60 * 1000;
+/// ... and the least bytes a second at which it has more time for a large one.
+pub const PAGE_DOWNLOAD_BYTES_PER_S: u64 = 128 << 10;
+/// Bytes of a model that are made at once for a client: between two such parts its token and its time are checked.
+pub const PAGE_DOWNLOAD_CHUNK_BYTES: usize = 64 << 10;
+/// Lists of checkpoints that are read for the page at the same time.
+pub const PAGE_LISTS: usize = 2;
 /// Checkpoints of one run that the page lists, newest first.
 pub const PAGE_CHECKPOINTS: usize = 200;
 /// Pods of one run that a status lists, those at work first.

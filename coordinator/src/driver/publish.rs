@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::host::{Health, Host};
 use crate::identity::Identity;
 use crate::node::JobError;
+use crate::registry::Shown;
 use crate::registry::page_tokens::PageGrants;
 use crate::tensorboard;
 use crate::transport::Shared;
@@ -41,6 +42,8 @@ pub(super) struct Publisher {
     /// What page tokens let their owners do.
     grants: watch::Sender<Arc<PageGrants>>,
     shared: Arc<Shared>,
+    /// What the page shows of certificates, where it is served over TLS.
+    tls: Option<watch::Sender<Arc<rustls::ServerConfig>>>,
     /// When the next one is due.
     due: Instant,
     events: Arc<Events>,
@@ -80,15 +83,17 @@ impl Publisher {
             let hosts = Hosts::new(address, config.server.names.iter().cloned());
             tasks.spawn(server.serve(router(snapshots.clone(), Arc::clone(&events), hosts)));
         }
+        let mut tls = None;
         if let Some(address) = page {
-            let (server, viewing) = page_server(address, identity)?;
+            let (server, viewing, configs) = page_server(address, identity)?;
+            tls = configs;
             let hosts = Hosts::new(server.address(), config.server.names.iter().cloned());
             let (snapshots, grants) = (snapshots.clone(), grants.subscribe());
             let page = ServedPage { hosts, viewing, snapshots, grants, shared: Arc::clone(&shared) };
             tasks.spawn(serve_page(server, page));
         }
         let curves = tensorboard.map(|folder| tokio::spawn(tensorboard::write(folder, snapshots)));
-        Ok(Some(Self { out, grants, shared, due: clock::monotonic(), events, _tasks: tasks, curves }))
+        Ok(Some(Self { out, grants, shared, tls, due: clock::monotonic(), events, _tasks: tasks, curves }))
     }
 
     /// Where what happens is noted.
@@ -107,8 +112,15 @@ impl Publisher {
         });
     }
 
-    /// Has later snapshots show these certificates.
-    pub(super) fn show_certificates(&self, expiries: &[(&'static str, i64)]) {
+    /// Has later snapshots name these certificates, and the page show the server's to whoever connects from now on.
+    pub(super) fn show_certificates(&self, Shown { authorities, server, expiries }: &Shown) {
+        // The first CA is the one that has issued the server's certificate.
+        if let (Some(tls), Some(ca)) = (&self.tls, authorities.iter().next()) {
+            match tls::web_server(ca, &server.certificate_der, &server.key_der) {
+                Ok(config) => _ = tls.send_replace(config),
+                Err(error) => tracing::error!(%error, "the page cannot show the new certificate; start `run` again"),
+            }
+        }
         self.out.send_modify(|snapshot| {
             let mut changed = Snapshot::clone(snapshot);
             changed.certificates = certificates(expiries);
@@ -167,20 +179,24 @@ pub(super) async fn due(publisher: Option<&Publisher>) {
     }
 }
 
+/// The server of the page, who sees it, and where its later certificates are sent if it speaks TLS.
+type PageServer = (Server, Viewing, Option<watch::Sender<Arc<rustls::ServerConfig>>>);
+
 /// Listens for clients of the page: over TLS, and for owners of tokens alone, where other machines reach the address.
-fn page_server(address: SocketAddr, identity: &Identity) -> Result<(Server, Viewing), Fail> {
+fn page_server(address: SocketAddr, identity: &Identity) -> Result<PageServer, Fail> {
     let bounds = Bounds { answer: Duration::from_millis(limits::JOURNAL_REQUEST_MS), ..Bounds::default() };
     let server = Server::bind(address, bounds).map_err(page_fail)?;
     let address = server.address();
     if address.ip().is_loopback() {
         tracing::info!("the page is at http://{address}/");
-        return Ok((server, Viewing::Open));
+        return Ok((server, Viewing::Open, None));
     }
     let own = identity.server();
     let tls = tls::web_server(identity.ca_der(), &own.certificate_der, &own.key_der)
         .map_err(|error| Fail::new(ExitCode::Config, format!("the page cannot be served over TLS: {error}")))?;
     tracing::info!("the page is at https://{address}/, for owners of tokens");
-    Ok((server.with_tls(tls), Viewing::WithToken))
+    let (newer, configs) = watch::channel(tls);
+    Ok((server.with_tls(configs), Viewing::WithToken, Some(newer)))
 }
 
 fn page_fail(WebError { address, source }: WebError) -> Fail {

@@ -37,8 +37,13 @@ pub fn export(store: &dyn Store, version: Option<ModelVersion>) -> Result<Export
     let newest = replay::steadily(store, || replay::recover(store), |_| true)?;
     let oldest = newest.oldest;
     let version = version.or(newest.state.finished.map(|(_, result)| result)).unwrap_or(newest.state.version);
-    let is_newest = version == newest.state.version;
-    let found = if is_newest { (newest.state, newest.model) } else { replay::model_at(store, version)? };
+    let found = if version == newest.state.version {
+        (newest.state, newest.model)
+    } else {
+        // Two models are not held at the same time.
+        drop(newest);
+        replay::model_at(store, version)?
+    };
     let (state, model) = replay::finite(found, version, oldest)?;
     let (served, vector) = model.served();
     let (digest, vector) = (Digest::of_f32(vector), vector.to_vec());

@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -97,7 +97,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     bounds: Bounds,
-    tls: Option<TlsAcceptor>,
+    tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
 }
 
 impl std::fmt::Debug for Server {
@@ -122,10 +122,10 @@ impl Server {
         Ok(Self { listener, address, bounds, tls: None })
     }
 
-    /// Lets clients speak TLS, and nothing else.
+    /// Lets clients speak TLS, and nothing else: each connection under the newest configuration at its begin.
     #[must_use]
-    pub fn with_tls(self, config: Arc<rustls::ServerConfig>) -> Self {
-        Self { tls: Some(config.into()), ..self }
+    pub fn with_tls(self, configs: watch::Receiver<Arc<rustls::ServerConfig>>) -> Self {
+        Self { tls: Some(configs), ..self }
     }
 
     /// The address, with the port that the system has chosen where none was named.
@@ -146,7 +146,8 @@ impl Server {
                         tracing::debug!(%address, "an address has too many HTTP connections");
                         continue;
                     };
-                    let (router, tls) = (router.clone(), tls.clone());
+                    let router = router.clone();
+                    let tls = tls.as_ref().map(|configs| TlsAcceptor::from(Arc::clone(&configs.borrow())));
                     tokio::spawn(async move {
                         if let Err(error) = accept(stream, address, tls, router, bounds).await {
                             tracing::debug!(%address, error, "an HTTP connection ended");

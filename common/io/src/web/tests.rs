@@ -14,8 +14,9 @@ use hyper::body::{Bytes, Frame};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{Bounds, Client, Server};
 use crate::tls;
@@ -129,21 +130,10 @@ async fn over_tls_requests_are_answered_and_plain_ones_are_not() {
     let bounds = Bounds { head: Duration::from_millis(200), ..Bounds::default() };
     let server = Server::bind(([127, 0, 0, 1], 0).into(), bounds).expect("a free port");
     let address = server.address();
-    tokio::spawn(server.with_tls(tls).serve(tell_client()));
+    let (_newer, configs) = watch::channel(tls);
+    tokio::spawn(server.with_tls(configs).serve(tell_client()));
 
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.der.clone().into()).expect("a CA");
-    let mut config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("known")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
-    let connect = async |name: &'static str| {
-        let stream = TcpStream::connect(address).await.expect("connected");
-        connector.connect(name.try_into().expect("a name"), stream).await
-    };
+    let connect = async |name: &'static str| greet(address, &authority, name).await;
     let mut client = connect("localhost").await.expect("a certificate of this CA, for this name");
     assert_eq!(client.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.expect("sent");
@@ -160,6 +150,52 @@ async fn over_tls_requests_are_answered_and_plain_ones_are_not() {
         let _ = plain.read_to_end(&mut bytes).await;
         assert!(!String::from_utf8_lossy(&bytes).contains("HTTP/1.1"), "{bytes:?}");
     }
+}
+
+/// Shakes hands as a browser that knows one CA.
+async fn greet(
+    address: std::net::SocketAddr,
+    authority: &TestCa,
+    name: &'static str,
+) -> std::io::Result<TlsStream<TcpStream>> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der.clone().into()).expect("a CA");
+    let mut config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("known")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(address).await.expect("connected");
+    TlsConnector::from(Arc::new(config)).connect(name.try_into().expect("a name"), stream).await
+}
+
+#[tokio::test]
+async fn a_connection_is_shown_the_newest_certificate_and_an_open_one_goes_on() {
+    let authorities = [TestCa::new(), TestCa::new()];
+    let [first, second] = authorities.each_ref().map(|authority| {
+        let own = authority.issue(Role::Server, "coordinator", &["localhost"], FOREVER);
+        (tls::web_server(&authority.der, &own.der, &own.key_der).expect("they fit"), own.der)
+    });
+    let server = Server::bind(([127, 0, 0, 1], 0).into(), Bounds::default()).expect("a free port");
+    let address = server.address();
+    let (newer, configs) = watch::channel(first.0);
+    tokio::spawn(server.with_tls(configs).serve(tell_client()));
+    let shown = |client: &TlsStream<TcpStream>| {
+        let chain = client.get_ref().1.peer_certificates().expect("a certificate");
+        chain.iter().map(|der| der.to_vec()).collect::<Vec<_>>()
+    };
+
+    let mut early = greet(address, &authorities[0], "localhost").await.expect("the first CA");
+    assert_eq!(shown(&early), [first.1, authorities[0].der.clone()]);
+    newer.send_replace(second.0);
+    let late = greet(address, &authorities[1], "localhost").await.expect("the second CA");
+    assert_eq!(shown(&late), [second.1, authorities[1].der.clone()]);
+    assert!(greet(address, &authorities[0], "localhost").await.is_err(), "the first CA has gone");
+    early.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.expect("sent");
+    let mut text = String::new();
+    early.read_to_string(&mut text).await.expect("closed in order");
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
 }
 
 /// A body that lasts as long as its channel.

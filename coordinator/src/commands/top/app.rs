@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anabranch_common::limits;
 use anabranch_common::status::StatusReport;
@@ -56,6 +57,8 @@ pub(super) struct App {
     page: Page,
     /// Since when nobody answers, in Unix milliseconds, and why.
     lost: Option<(u64, String)>,
+    /// How long ago anything was heard.
+    quiet: Duration,
     focus: Pane,
     /// The pane at the bottom of a run.
     lower: Pane,
@@ -77,6 +80,7 @@ impl App {
             history,
             page,
             lost: None,
+            quiet: Duration::ZERO,
             focus,
             lower: Pane::Events,
             chosen: BTreeMap::new(),
@@ -104,6 +108,11 @@ impl App {
     pub(super) fn unanswered(&mut self, at_ms: u64, why: String) {
         let since = self.lost.take().map_or(at_ms, |(since, _)| since);
         self.lost = Some((since, why));
+    }
+
+    /// Takes how long ago the last answer came, or the news that there is none.
+    pub(super) fn heard_ago(&mut self, quiet: Duration) {
+        self.quiet = quiet;
     }
 
     /// Does what a key says.
@@ -351,6 +360,11 @@ impl App {
     /// Returns since when nobody answers, in Unix milliseconds.
     pub(super) fn lost_since(&self) -> Option<u64> {
         self.lost.as_ref().map(|(since, _)| *since)
+    }
+
+    /// Returns for how long nothing was heard, in seconds, where that is so long that what is shown is not live.
+    pub(super) fn silence_s(&self) -> Option<u64> {
+        (self.quiet >= Duration::from_millis(limits::TOP_SILENCE_MS)).then_some(self.quiet.as_secs())
     }
 
     /// Whether keys lead further back.

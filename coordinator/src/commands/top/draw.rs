@@ -58,9 +58,10 @@ pub(super) fn draw(app: &App, frame: &mut Frame<'_>) {
 
 /// What process it is, and whether it answers.
 fn header(app: &App, area: Rect, buffer: &mut Buffer) {
-    let (live, style) = match app.lost_since() {
-        None => ("live".to_owned(), WELL),
-        Some(since) => (format!("no answer since {}", widgets::time_of_day(since)), BAD),
+    let (live, style) = match (app.lost_since(), app.silence_s()) {
+        (Some(since), _) => (format!("no answer since {}", widgets::time_of_day(since)), BAD),
+        (None, Some(seconds)) => (format!("nothing heard for {seconds} s"), BAD),
+        (None, None) => ("live".to_owned(), WELL),
     };
     let view = &app.page().snapshot.view;
     let name = match app.place() {
@@ -256,6 +257,9 @@ fn help(area: Rect, buffer: &mut Buffer) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use anabranch_common::limits;
     use anabranch_common::status::{RunStanding, StatusReport};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
@@ -368,6 +372,25 @@ mod tests {
                 assert!(text.contains("trying again") && text.contains("q quit"), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn a_view_that_hears_nothing_does_not_say_that_it_is_live() {
+        let mut app = app();
+        let enough = Duration::from_millis(limits::TOP_SILENCE_MS);
+        app.heard_ago(enough - Duration::from_millis(1));
+        assert!(drawn(&app, 80, 24).lines().next().is_some_and(|head| head.trim_end().ends_with("live")));
+        app.heard_ago(enough + Duration::from_secs(7));
+        let said = format!("nothing heard for {} s", (enough + Duration::from_secs(7)).as_secs());
+        for keys in [&[][..], &[KeyCode::Down, KeyCode::Enter], &[KeyCode::Esc, KeyCode::Tab, KeyCode::Enter]] {
+            press(&mut app, keys);
+            for (width, height) in [(80, 24), (40, 24)] {
+                let text = drawn(&app, width, height);
+                assert!(text.lines().next().is_some_and(|head| head.trim_end().ends_with(&said)), "{text}");
+            }
+        }
+        app.unanswered(1_772_368_499_000, "no route to host".to_owned());
+        assert!(drawn(&app, 80, 24).contains("no answer since"), "what is known of the reason comes first");
     }
 
     #[test]

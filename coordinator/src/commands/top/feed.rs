@@ -175,7 +175,7 @@ fn key_of(run: &RunSummary) -> String {
 
 /// Returns the runs whose status is asked for now: the one that is looked at, and at most `limits::TOP_REPORTS` of those
 /// that change. A run that has ended is asked once more, so that its last report is known; one that had ended before is read
-/// from its journal, and so only where it is looked at.
+/// from its journal, and so only where it is looked at, once.
 fn wanted(runs: &[RunSummary], place: &Place, known: &BTreeMap<String, StatusReport>, turn: &mut usize) -> Vec<String> {
     let is_looked_at = |run: &&RunSummary| matches!(place, Place::Run(name) if *name == run.name);
     let changes = |run: &&RunSummary| match run.state {
@@ -183,8 +183,12 @@ fn wanted(runs: &[RunSummary], place: &Place, known: &BTreeMap<String, StatusRep
         RunStanding::Finished => known.get(&key_of(run)).is_some_and(|report| report.state != RunPhase::Finished),
         RunStanding::Opening | RunStanding::Failed => false,
     };
-    let is_open = |run: &&RunSummary| !matches!(run.state, RunStanding::Opening | RunStanding::Failed);
-    let mut keys: Vec<String> = runs.iter().filter(is_looked_at).filter(is_open).map(key_of).collect();
+    let says_more = |run: &&RunSummary| match run.state {
+        RunStanding::Pending | RunStanding::Running | RunStanding::Paused | RunStanding::Parked => true,
+        RunStanding::Finished => known.get(&key_of(run)).is_none_or(|report| report.state != RunPhase::Finished),
+        RunStanding::Opening | RunStanding::Failed => false,
+    };
+    let mut keys: Vec<String> = runs.iter().filter(is_looked_at).filter(says_more).map(key_of).collect();
     let others: Vec<String> = runs.iter().filter(|run| !is_looked_at(run)).filter(changes).map(key_of).collect();
     let count = others.len().min(limits::TOP_REPORTS);
     keys.extend(others.iter().cycle().skip(*turn % others.len().max(1)).take(count).cloned());
@@ -226,7 +230,9 @@ mod tests {
         known.insert("run-0".to_owned(), report.clone());
         assert_eq!(asked(&Place::Overview, &known), ["run-0"]);
         report.state = RunPhase::Finished;
+        assert_eq!(asked(&Place::Run("run-0".into()), &known), ["run-0"], "what is known is older than its end");
         known.insert("run-0".to_owned(), report);
         assert_eq!(asked(&Place::Overview, &known), [""; 0]);
+        assert_eq!(asked(&Place::Run("run-0".into()), &known), [""; 0], "its journal would be read each second");
     }
 }

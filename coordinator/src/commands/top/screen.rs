@@ -70,9 +70,20 @@ pub(super) fn show(mut feed: impl Feed, home: impl FnOnce(&Snapshot) -> Place, u
         ask(feed, &asking, &guard, &rung);
         drop(over);
     })?;
+    let mut heard = clock::monotonic();
     loop {
+        app.heard_ago(heard.elapsed());
         screen.draw(&app)?;
-        match inputs.recv().unwrap_or(Input::Broken) {
+        let input = match inputs.recv_timeout(INTERVAL) {
+            Ok(input) => input,
+            // The header says how long ago anything was heard.
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => Input::Broken,
+        };
+        if matches!(input, Input::Answered(_) | Input::Unanswered(_)) {
+            heard = clock::monotonic();
+        }
+        match input {
             Input::Key(key) if app.press(key) == Outcome::Quit => break,
             Input::Key(_) | Input::Resized => {}
             Input::Answered(snapshot) => app.answered(*snapshot),

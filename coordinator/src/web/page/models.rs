@@ -1,9 +1,9 @@
 //! Models that runs have kept: their list, and any of them as a safetensors file.
 
-use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use anabranch_common::ids::{ModelVersion, RunId};
 use anabranch_common::limits;
@@ -20,9 +20,10 @@ use hyper::body::{Body as HttpBody, Bytes, Frame, SizeHint};
 use serde::Serialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::access::Viewer;
+use super::access::{Grants, Viewer};
 use super::operate::in_words;
 use super::routes::{JSON, Shown, nothing_here};
+use crate::clock;
 use crate::commands::bytes;
 use crate::recovery;
 use crate::transport::read_store;
@@ -60,7 +61,7 @@ impl Checkpoints {
 /// Lists the checkpoints of a run, as its store has them.
 pub(super) async fn list(State(shown): State<Shown>, Path(run): Path<String>) -> Response {
     let Ok(run) = run.parse::<RunId>() else { return nothing_here() };
-    let Ok(place) = Arc::clone(&shown.store_reads).try_acquire_owned() else { return busy() };
+    let Ok(place) = Arc::clone(&shown.lists).try_acquire_owned() else { return busy() };
     let read = read_store(&shown.shared, Some(run.to_string()), move |store| {
         let list = recovery::checkpoint::list(store)?;
         drop(place);
@@ -91,7 +92,7 @@ pub(super) async fn download(
     let Ok(version) = version_of(uri.query()) else {
         return (StatusCode::BAD_REQUEST, "a version is a number\n").into_response();
     };
-    let Ok(place) = Arc::clone(&shown.store_reads).try_acquire_owned() else { return busy() };
+    let Ok(place) = Arc::clone(&shown.downloads).try_acquire_owned() else { return busy() };
     let read = read_store(&shown.shared, Some(run.to_string()), move |store| {
         let exported = recovery::export(store, version)?;
         Ok((exported, place))
@@ -112,7 +113,8 @@ pub(super) async fn download(
     );
     let from = Provenance { run, version, served: exported.served, digest: exported.digest };
     let head = model_file::head(&exported.manifest, from).into();
-    let body = ModelFile { head, values: exported.model, sent: 0, _place: place };
+    let grants = shown.access.grants();
+    let body = ModelFile::new(head, exported.model, (viewer, grants), place);
     let disposition = format!("attachment; filename=\"{}-v{version}.safetensors\"", file_name(&name));
     let disposition = HeaderValue::try_from(disposition).expect("letters and digits");
     let headers =
@@ -136,30 +138,71 @@ fn file_name(name: &str) -> String {
     name.chars().filter(|char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.')).collect()
 }
 
-/// A safetensors file on its way: its head, then the values, chunk by chunk. Each chunk is made when the client has room for it.
+/// Why a file is cut off on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum CutOff {
+    /// The token is revoked or expired.
+    #[error("the token of a download is not good any more")]
+    Token,
+    /// The client has had its time.
+    #[error("a download takes too long")]
+    Late,
+}
+
+/// A safetensors file on its way: its head, then the values, chunk by chunk. Each chunk is made when the client has room for
+/// it, its token still is good and its time is not over; else the file is cut off, which the client sees by its length.
 #[derive(Debug)]
 struct ModelFile {
     head: Bytes,
     values: Vec<f32>,
     /// Values that are on their way.
     sent: usize,
+    viewer: Viewer,
+    grants: Grants,
+    /// When the client's time is over.
+    end: Instant,
     _place: OwnedSemaphorePermit,
+}
+
+impl ModelFile {
+    /// Sends a file from now on.
+    fn new(head: Bytes, values: Vec<f32>, (viewer, grants): (Viewer, Grants), place: OwnedSemaphorePermit) -> Self {
+        let end = clock::monotonic() + time_for((head.len() + 4 * values.len()) as u64);
+        Self { head, values, sent: 0, viewer, grants, end, _place: place }
+    }
+
+    /// Returns why no more is sent, if so.
+    fn cut_off(&self) -> Option<CutOff> {
+        if !self.viewer.is_good(&self.grants.borrow(), clock::unix_ms()) {
+            return Some(CutOff::Token);
+        }
+        (clock::monotonic() >= self.end).then_some(CutOff::Late)
+    }
+}
+
+/// How long so many bytes may take.
+fn time_for(bytes: u64) -> Duration {
+    let at_least_rate = Duration::from_secs(bytes / limits::PAGE_DOWNLOAD_BYTES_PER_S);
+    Duration::from_millis(limits::PAGE_DOWNLOAD_MS) + at_least_rate
 }
 
 impl HttpBody for ModelFile {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = CutOff;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         let file = self.get_mut();
+        if file.is_end_stream() {
+            return Poll::Ready(None);
+        }
+        if let Some(why) = file.cut_off() {
+            return Poll::Ready(Some(Err(why)));
+        }
         if !file.head.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut file.head)))));
         }
         let rest = file.values.get(file.sent..).unwrap_or_default();
-        let chunk = rest.get(..limits::CHUNK_BYTES / 4).unwrap_or(rest);
-        if chunk.is_empty() {
-            return Poll::Ready(None);
-        }
+        let chunk = rest.get(..limits::PAGE_DOWNLOAD_CHUNK_BYTES / 4).unwrap_or(rest);
         let bytes: Vec<u8> = chunk.iter().flat_map(|value| value.to_le_bytes()).collect();
         file.sent += chunk.len();
         Poll::Ready(Some(Ok(Frame::data(bytes.into()))))
@@ -178,7 +221,59 @@ impl HttpBody for ModelFile {
 mod tests {
     use anabranch_common::ids::{Digest, Position};
 
+    use anabranch_common::token::PageToken;
+
     use super::*;
+    use crate::registry::page_tokens::{NewPageToken, PageGrants, PageTokenBook};
+
+    /// The owner of a token, and the book that it is in.
+    fn owner() -> (Viewer, PageTokenBook) {
+        let token = PageToken { secret: [1; 32] };
+        let (mut book, now_ms) = (PageTokenBook::default(), clock::unix_ms());
+        let secret_digest = Digest::of(&token.secret).0;
+        let new = NewPageToken { secret_digest, name: None, permission: PagePermission::View, ttl_ms: 3_600_000 };
+        book.create(new, now_ms).expect("valid");
+        let grant = book.grants().of_secret(&token.secret, now_ms).expect("it is good").clone();
+        (Viewer::Owner(grant), book)
+    }
+
+    fn place() -> OwnedSemaphorePermit {
+        Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().expect("free")
+    }
+
+    fn next(file: &mut ModelFile) -> Option<Result<usize, CutOff>> {
+        match Pin::new(file).poll_frame(&mut Context::from_waker(std::task::Waker::noop())) {
+            Poll::Ready(part) => part.map(|part| part.map(|frame| frame.into_data().expect("data").len())),
+            Poll::Pending => panic!("a file waits for nothing"),
+        }
+    }
+
+    #[test]
+    fn a_download_is_cut_off_when_its_token_is_revoked() {
+        let (viewer, mut book) = owner();
+        let (granting, grants) = tokio::sync::watch::channel(Arc::new(book.grants()));
+        let mut file = ModelFile::new(Bytes::from_static(b"head"), vec![0.5; 5], (viewer.clone(), grants), place());
+        assert_eq!(next(&mut file), Some(Ok(4)));
+        let Viewer::Owner(grant) = viewer else { panic!("an owner") };
+        assert!(book.revoke(&grant.id));
+        granting.send_replace(Arc::new(book.grants()));
+        assert_eq!(next(&mut file), Some(Err(CutOff::Token)));
+        assert!(!file.is_end_stream(), "the client has less than it was told");
+    }
+
+    #[test]
+    fn a_download_is_cut_off_when_its_time_is_over() {
+        let (viewer, book) = owner();
+        let (_granting, grants) = tokio::sync::watch::channel(Arc::new(book.grants()));
+        let mut file = ModelFile::new(Bytes::from_static(b"head"), vec![0.5; 5], (viewer, grants), place());
+        assert!(file.end > clock::monotonic());
+        assert_eq!(next(&mut file), Some(Ok(4)));
+        file.end = clock::monotonic();
+        assert_eq!(next(&mut file), Some(Err(CutOff::Late)));
+        let seconds = limits::PAGE_DOWNLOAD_MS / 1000;
+        assert_eq!(time_for(0).as_secs(), seconds);
+        assert_eq!(time_for(60 * limits::PAGE_DOWNLOAD_BYTES_PER_S).as_secs(), seconds + 60);
+    }
 
     #[test]
     fn a_version_is_a_number_or_absent() {
@@ -210,8 +305,9 @@ mod tests {
     async fn a_model_is_sent_in_chunks_and_as_long_as_it_says() {
         let places = Arc::new(tokio::sync::Semaphore::new(1));
         let place = Arc::clone(&places).try_acquire_owned().expect("free");
-        let values: Vec<f32> = (0..limits::CHUNK_BYTES / 4 + 5).map(|number| number as f32).collect();
-        let mut file = ModelFile { head: Bytes::from_static(b"head"), values, sent: 0, _place: place };
+        let values: Vec<f32> = (0..limits::PAGE_DOWNLOAD_CHUNK_BYTES / 4 + 5).map(|number| number as f32).collect();
+        let (_granting, grants) = tokio::sync::watch::channel(Arc::<PageGrants>::default());
+        let mut file = ModelFile::new(Bytes::from_static(b"head"), values, (Viewer::Anyone, grants), place);
         let said = HttpBody::size_hint(&file).exact().expect("a length");
         let (mut bytes, mut chunks) = (Vec::new(), 0);
         let mut context = Context::from_waker(std::task::Waker::noop());

@@ -71,12 +71,14 @@ pub(super) struct Shown {
     pages: Pages,
     texts: Arc<Texts>,
     places: Arc<Semaphore>,
-    access: Arc<Access>,
+    pub(super) access: Arc<Access>,
     pub(super) shared: Arc<Shared>,
     /// Room for requests that the loop is asked.
     pub(super) operations: Arc<Semaphore>,
-    /// Room for requests for which stores are read.
-    pub(super) store_reads: Arc<Semaphore>,
+    /// Room for models that are read and sent.
+    pub(super) downloads: Arc<Semaphore>,
+    /// Room for lists of checkpoints that are read.
+    pub(super) lists: Arc<Semaphore>,
 }
 
 impl Shown {
@@ -100,7 +102,8 @@ pub(crate) async fn serve(server: Server, Served { hosts, viewing, snapshots, gr
         access,
         shared,
         operations: Arc::new(Semaphore::new(limits::PAGE_OPERATIONS)),
-        store_reads: Arc::new(Semaphore::new(limits::PAGE_STORE_READS)),
+        downloads: Arc::new(Semaphore::new(limits::PAGE_DOWNLOADS)),
+        lists: Arc::new(Semaphore::new(limits::PAGE_LISTS)),
     };
     tokio::join!(server.serve(router(shown, hosts)), follow(snapshots, out));
 }

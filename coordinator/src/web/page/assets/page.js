@@ -10,7 +10,7 @@ const facts = document.getElementById("facts");
 // A coordinator publishes at least so often.
 const SILENCE_MS = 30000, AGAIN_MS = 3000;
 
-let stream = null, again = null, data = null, heard = 0, moved = false;
+let stream = null, again = null, data = null, heard = 0, tried = 0, moved = false;
 const at = {};
 
 // `#/run/NAME`, `#/search/NAME`, or everything.
@@ -77,6 +77,7 @@ async function* events(body) {
 
 async function connect() {
   disconnect();
+  tried = Date.now();
   const query = wanted(), mine = new AbortController();
   stream = mine;
   try {
@@ -108,6 +109,7 @@ function disconnect() {
 function lock() {
   const unlock = () => enter("This page shows nothing without a token.");
   data = null;
+  heard = 0;
   patch(facts, []);
   patch(main, view.locked(unlock));
   tell("waiting", "a token is needed");
@@ -149,6 +151,10 @@ document.querySelector(".skip").onclick = (event) => { event.preventDefault(); m
 // A browser has few connections to one server: pages that nobody sees leave theirs to the others.
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 setInterval(() => {
-  if (!document.hidden && heard && Date.now() - heard > SILENCE_MS) tell("lost", lost());
+  const now = Date.now();
+  if (document.hidden || !heard || now - heard <= SILENCE_MS) return;
+  tell("lost", lost());
+  // A connection that has gone without a word is given up for another one.
+  if (now - tried > SILENCE_MS) connect();
 }, 1000);
 if (!document.hidden) connect();

@@ -254,11 +254,11 @@ impl Store for Gated {
 }
 
 #[tokio::test]
-async fn stores_are_read_for_few_requests_at_once() {
+async fn few_lists_and_few_models_are_read_at_once_and_neither_waits_for_the_other() {
     let served = with_tokens(Viewing::Open);
     let folder = tempfile::tempdir().expect("a folder");
     let (closed, gate) = std::sync::mpsc::sync_channel(1);
-    let (readers, mut reads) = mpsc::channel(limits::PAGE_STORE_READS);
+    let (readers, mut reads) = mpsc::channel(limits::PAGE_LISTS + limits::PAGE_DOWNLOADS);
     let store = Gated { store: MapStore::new(), gate: parking_lot::Mutex::new(gate), readers };
     let files = RunFiles {
         name: "wards".into(),
@@ -271,11 +271,21 @@ async fn stores_are_read_for_few_requests_at_once() {
     let list = format!("/api/runs/{RUN}/checkpoints");
     let head = format!("GET {list} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", served.address);
     let mut clients = Vec::new();
-    for _ in 0..limits::PAGE_STORE_READS {
+    for _ in 0..limits::PAGE_LISTS {
         clients.push(served.open(&head).await);
         reads.recv().await.expect("it reads");
     }
     let text = served.get(&list, "").await;
+    assert!(status(&text) == 503 && text.contains("try again soon"), "{text}");
+    let model = format!("/api/runs/{RUN}/model");
+    let token = bearer(&VIEWER);
+    let wanted = format!("GET {model} HTTP/1.1\r\nHost: {}\r\n{token}Connection: close\r\n\r\n", served.address);
+    let mut downloads = Vec::new();
+    for _ in 0..limits::PAGE_DOWNLOADS {
+        downloads.push(served.open(&wanted).await);
+        reads.recv().await.expect("it reads, whatever the lists do");
+    }
+    let text = served.get(&model, &token).await;
     assert!(status(&text) == 503 && text.contains("try again soon"), "{text}");
     drop(closed);
     for mut client in clients {
