@@ -9,7 +9,7 @@ mod world;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::RecordBody;
 use anabranch_common::limits;
-use anabranch_common::wire::message::{AgentMessage, Rejection, RunPhase};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
 use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::probe::Facts;
 use anabranch_common::wire::runs::RunInfo;
