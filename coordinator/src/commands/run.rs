@@ -39,7 +39,9 @@ fn serve(args: &RunArgs, signals: &mut Signals) -> anyhow::Result<()> {
     let dir = args.dir.dir.clone();
     let config = reach::load_config(&dir)?;
     let mut identity = reach::load_identity(&dir)?;
-    identity.settle().map_err(reach::identity_fail)?;
+    if let Err(error) = identity.settle() {
+        tracing::warn!(%error, "the files of the new CA are not in their place yet; the next start puts them there");
+    }
     let renewed = identity.renew(&config.server.certificate_names(), clock::unix_ms()).map_err(reach::identity_fail)?;
     for name in renewed {
         tracing::info!("renewed the {name}'s certificate");

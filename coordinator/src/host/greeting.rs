@@ -31,6 +31,10 @@ pub(super) struct Admitted {
 impl Host {
     pub(super) fn hello(&mut self, now: Now, caller: Caller, peer: PeerId, hello: AgentHello) {
         let Caller { agent, certificate } = caller;
+        // Until it is durable that the new key counts, the agent is told to come again.
+        if let Some(certificate) = certificate.filter(|certificate| self.registry.switches(agent, certificate)) {
+            self.tell_registry(now, registry::Event::Shown { agent, certificate });
+        }
         match self.admit(caller, hello.run).map(str::to_owned) {
             Ok(name) => {
                 self.peers.insert(peer, Admitted { run: hello.run, agent, certificate, is_welcomed: false });
@@ -47,7 +51,7 @@ impl Host {
     pub(super) fn subscribe(&mut self, caller: Caller, peer: PeerId, wanted: RunsWanted) {
         match self.registry.greet(caller.agent, caller.certificate.as_ref()) {
             Ok(_) => {
-                let before = self.subscriptions.opened(peer, caller.agent, wanted);
+                let before = self.subscriptions.opened(peer, caller, wanted);
                 self.out.extend(before.map(|peer| Output::ToPeer(ToPeer::Close { peer })));
             }
             // The control streams of its runs say why.

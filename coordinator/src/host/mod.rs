@@ -37,7 +37,7 @@ use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::lane::Lane;
 use anabranch_common::status::{RunSummary, StatusReport};
 use anabranch_common::transfer::Half;
-use anabranch_common::wire::message::{CoordinatorMessage, JoinRefusal, JoinResponse};
+use anabranch_common::wire::message::{JoinRefusal, JoinResponse};
 use anabranch_common::wire::operator::{OperatorRequest, OperatorResponse, RegistryRequest};
 
 pub use answer::{Candidate, choose};
@@ -382,7 +382,7 @@ impl Host {
                 node::Output::Renew { peer, agent, csr_der } => {
                     // One that the agent has asked for before on this connection is superseded.
                     self.signer.retain(|job| !job.renews_for(peer));
-                    self.tell_registry(now, registry::Event::Renew { peer, agent, csr_der });
+                    self.renew(now, peer, agent, csr_der);
                 }
                 node::Output::Revoked { request } => self.revoked_in(run, request),
                 node::Output::Reply { request, answer, uploads } => {
@@ -400,7 +400,12 @@ impl Host {
     fn operate(&mut self, now: Now, request: RequestId, operation: OperatorRequest) {
         match operation {
             OperatorRequest::Registry(operation) => match self.with_ids(operation) {
-                Ok(operation) => self.tell_registry(now, registry::Event::Operator { request, operation }),
+                Ok(operation) => {
+                    if matches!(operation, RegistryRequest::CaStatus | RegistryRequest::CaFinish { .. }) {
+                        self.registry.set_connected(self.peers.values().map(|peer| peer.agent).collect());
+                    }
+                    self.tell_registry(now, registry::Event::Operator { request, operation });
+                }
                 Err(response) => self.answer(request, response),
             },
             OperatorRequest::Runs(operation) => self.operate_runs(request, operation),
@@ -433,7 +438,13 @@ impl Host {
     }
 
     fn tell_registry(&mut self, now: Now, event: registry::Event) {
-        let Some(command) = self.registry.handle(now, event) else { return };
+        if let Some(command) = self.registry.handle(now, event) {
+            self.obey(now, command);
+        }
+    }
+
+    /// Does what the registry wants done.
+    fn obey(&mut self, now: Now, command: registry::Command) {
         match command {
             registry::Command::Save(job) => self.saver.push(job),
             registry::Command::Sign(job) => {
@@ -442,9 +453,12 @@ impl Host {
                 self.signer.push(job);
             }
             registry::Command::AskToRenew { request, response } => {
+                self.asked_to_renew.clear();
                 self.ask_all_to_renew();
                 self.out.push(Output::Reply { request, answer: response.into() });
             }
+            registry::Command::SendRenewed { renewal, .. } => self.send_renewed(renewal),
+            registry::Command::CloseReplaced { agent } => self.close_replaced(agent),
             registry::Command::DeferJoin { request } => self.out.push(Output::DeferJoin { request }),
             registry::Command::RefuseJoin { request, refusal } => {
                 self.out.push(Output::JoinReply { request, response: JoinResponse::Refused(refusal) });
@@ -481,9 +495,8 @@ impl Host {
                             self.tell_registry(now, registry::Event::JoinAnswered);
                             self.out.push(Output::JoinReply { request, response });
                         }
-                        Signed::Renewal { peer, certificate_der, ca_ders } if self.peers.contains_key(&peer) => {
-                            let message = Box::new(CoordinatorMessage::Renewed { certificate_der, ca_ders });
-                            self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));
+                        Signed::Renewal { agent, until_ms, renewal } if self.peers.contains_key(&renewal.peer) => {
+                            self.tell_registry(now, registry::Event::Issued { agent, until_ms, renewal });
                         }
                         Signed::Renewal { .. } => {}
                         Signed::Authority { request, outcome } => self.stepped(now, request, outcome),

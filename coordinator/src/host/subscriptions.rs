@@ -6,7 +6,9 @@ use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::limits;
 use anabranch_common::wire::runs::{RunInfo, RunsListed, RunsWanted};
 
+use super::Caller;
 use crate::core::event::PeerId;
+use crate::registry::roster::Certificate;
 
 /// Who hears of runs, and of which.
 #[derive(Debug, Default)]
@@ -23,6 +25,8 @@ pub(super) struct Subscriptions {
 #[derive(Debug)]
 struct Subscriber {
     agent: AgentId,
+    /// None in a simulation.
+    certificate: Option<Certificate>,
     wanted: Wanted,
     /// What it was sent last.
     told: Option<RunsListed>,
@@ -75,10 +79,11 @@ impl Subscriptions {
     }
 
     /// A member has asked. Returns its earlier stream, which is to be closed.
-    pub(super) fn opened(&mut self, peer: PeerId, agent: AgentId, wanted: RunsWanted) -> Option<PeerId> {
+    pub(super) fn opened(&mut self, peer: PeerId, caller: Caller, wanted: RunsWanted) -> Option<PeerId> {
+        let Caller { agent, certificate } = caller;
         let before = self.stream_of(agent);
         before.into_iter().for_each(|before| self.closed(before));
-        self.subscribers.insert(peer, Subscriber { agent, wanted: wanted.into(), told: None });
+        self.subscribers.insert(peer, Subscriber { agent, certificate, wanted: wanted.into(), told: None });
         self.fresh.insert(peer);
         before
     }
@@ -99,6 +104,14 @@ impl Subscriptions {
         let peer = self.stream_of(agent)?;
         self.closed(peer);
         Some(peer)
+    }
+
+    /// The certificates of some connections do not count any more. Returns their streams, which are to be closed.
+    pub(super) fn close_where(&mut self, is_replaced: impl Fn(AgentId, Option<&Certificate>) -> bool) -> Vec<PeerId> {
+        let replaced = self.subscribers.iter().filter(|(_, of)| is_replaced(of.agent, of.certificate.as_ref()));
+        let replaced: Vec<PeerId> = replaced.map(|(peer, _)| *peer).collect();
+        replaced.iter().for_each(|peer| self.closed(*peer));
+        replaced
     }
 
     fn stream_of(&self, agent: AgentId) -> Option<PeerId> {
@@ -146,6 +159,10 @@ mod tests {
     const AGENT: AgentId = AgentId([7; 16]);
     const OTHER: AgentId = AgentId([8; 16]);
 
+    fn of(agent: AgentId) -> Caller {
+        Caller { agent, certificate: None }
+    }
+
     fn anybody(_: AgentId, _: RunId) -> bool {
         true
     }
@@ -161,8 +178,8 @@ mod tests {
         let (all, some) = (PeerId(1), PeerId(2));
         let mut subscriptions = Subscriptions::default();
         subscriptions.started(A, "digits", 1);
-        subscriptions.opened(all, AGENT, RunsWanted::All);
-        subscriptions.opened(some, OTHER, RunsWanted::Named(vec!["text".into()]));
+        subscriptions.opened(all, of(AGENT), RunsWanted::All);
+        subscriptions.opened(some, of(OTHER), RunsWanted::Named(vec!["text".into()]));
         assert_eq!(subscriptions.news(anybody), [(all, list(&[(A, "digits", 1)])), (some, list(&[]))]);
         assert_eq!(subscriptions.news(anybody), []);
 
@@ -187,11 +204,11 @@ mod tests {
     fn an_agent_has_one_stream_and_only_its_own_list_is_made_when_it_asks() {
         let mut subscriptions = Subscriptions::default();
         subscriptions.started(A, "digits", 1);
-        assert_eq!(subscriptions.opened(PeerId(1), OTHER, RunsWanted::All), None);
-        assert_eq!(subscriptions.opened(PeerId(2), AGENT, RunsWanted::All), None);
+        assert_eq!(subscriptions.opened(PeerId(1), of(OTHER), RunsWanted::All), None);
+        assert_eq!(subscriptions.opened(PeerId(2), of(AGENT), RunsWanted::All), None);
         assert_eq!(subscriptions.news(anybody).len(), 2);
         let again = RunsWanted::Named(vec![A.to_string(), "text".into()]);
-        assert_eq!(subscriptions.opened(PeerId(3), AGENT, again), Some(PeerId(2)));
+        assert_eq!(subscriptions.opened(PeerId(3), of(AGENT), again), Some(PeerId(2)));
         let asked = std::cell::RefCell::new(Vec::new());
         let news = subscriptions.news(|agent, run| {
             asked.borrow_mut().push((agent, run));
@@ -206,7 +223,7 @@ mod tests {
     fn an_agent_hears_of_the_runs_of_a_further_token() {
         let mut subscriptions = Subscriptions::default();
         subscriptions.started(A, "digits", 1);
-        subscriptions.opened(PeerId(1), AGENT, RunsWanted::All);
+        subscriptions.opened(PeerId(1), of(AGENT), RunsWanted::All);
         assert_eq!(subscriptions.news(|_, _| false), [(PeerId(1), list(&[]))]);
         subscriptions.may_enter_more(OTHER);
         assert_eq!(subscriptions.news(anybody), []);
@@ -221,7 +238,7 @@ mod tests {
         let mut subscriptions = Subscriptions::default();
         let most = u8::try_from(limits::RUNS_PER_CONNECTION).expect("few");
         (100..100 + most).for_each(|number| subscriptions.started(run(number), "old", 1));
-        subscriptions.opened(PeerId(1), AGENT, RunsWanted::All);
+        subscriptions.opened(PeerId(1), of(AGENT), RunsWanted::All);
         assert_eq!(subscriptions.news(anybody).len(), 1);
         (0..10).for_each(|number| subscriptions.started(run(number), "new", 1));
         assert_eq!(subscriptions.news(anybody), [], "there is no room for them");
@@ -239,8 +256,19 @@ mod tests {
         for number in 0..=most {
             subscriptions.started(RunId([number; 16]), &"\u{e4}".repeat(usize::from(number)), u32::from(number) * 100);
         }
-        subscriptions.opened(PeerId(1), AGENT, RunsWanted::All);
+        subscriptions.opened(PeerId(1), of(AGENT), RunsWanted::All);
         let [(_, list)] = &subscriptions.news(anybody)[..] else { panic!("expected a list") };
         assert_eq!((list.runs.len(), list.validate()), (usize::from(most), Ok(())));
+    }
+
+    #[test]
+    fn streams_of_replaced_certificates_are_closed() {
+        let mut subscriptions = Subscriptions::default();
+        let by = |key| Certificate { key, authority: None, expires_at_ms: 9, version: 7 };
+        subscriptions.opened(PeerId(1), Caller { agent: AGENT, certificate: Some(by(AGENT)) }, RunsWanted::All);
+        subscriptions.opened(PeerId(2), Caller { agent: OTHER, certificate: Some(by(OTHER)) }, RunsWanted::All);
+        let is_replaced = |_, certificate: Option<&Certificate>| certificate.is_some_and(|shown| shown.key == AGENT);
+        assert_eq!(subscriptions.close_where(is_replaced), [PeerId(1)]);
+        assert_eq!((subscriptions.stream_of(AGENT), subscriptions.stream_of(OTHER)), (None, Some(PeerId(2))));
     }
 }

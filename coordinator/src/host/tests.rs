@@ -9,7 +9,7 @@ mod world;
 use anabranch_common::ids::ModelVersion;
 use anabranch_common::journal::RecordBody;
 use anabranch_common::limits;
-use anabranch_common::wire::message::{AgentMessage, Rejection, RunPhase};
+use anabranch_common::wire::message::{AgentMessage, CoordinatorMessage, Rejection, RunPhase};
 use anabranch_common::wire::operator::RunRequest;
 use anabranch_common::wire::probe::Facts;
 use anabranch_common::wire::runs::RunInfo;
@@ -350,10 +350,16 @@ fn a_join_that_is_being_signed_keeps_the_process_until_it_has_its_answer() {
 #[test]
 fn a_renewal_goes_to_the_connection_that_asked_while_it_lives() {
     let mut world = World::started();
-    let renewal = || Signed::Renewal { peer: PeerId(1), certificate_der: vec![4], ca_ders: vec![] };
+    let renewal = || {
+        let renewal = registry::Renewal { peer: PeerId(1), certificate_der: vec![4], ca_ders: vec![] };
+        Signed::Renewal { agent: AGENT, until_ms: 9, renewal }
+    };
     world.handle(Input::Message { peer: PeerId(1), message: AgentMessage::Renew { csr_der: vec![1] } });
     assert!(matches!(world.jobs[..], [Output::Sign(_)]), "{:?}", world.jobs);
+    world.jobs.clear();
     world.handle(Input::Registry(registry::Done::Signed(vec![renewal()])));
+    assert!(matches!(world.jobs[..], [Output::Save(_)]), "{:?}", world.jobs);
+    world.work();
     let renewed = |output: &Output| {
         matches!(output, Output::ToPeer(ToPeer::Send { peer: PeerId(1), message })
             if matches!(**message, CoordinatorMessage::Renewed { .. }))

@@ -29,10 +29,14 @@ pub(super) fn fresh_folder(path: &Path) -> Result<(), IdentityError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unwritable(path))
 }
 
+/// The names in a folder are durable.
+pub(super) fn sync_folder(path: &Path) -> Result<(), IdentityError> {
+    fs::File::open(path).and_then(|folder| folder.sync_all()).map_err(unwritable(path))
+}
+
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), IdentityError> {
     fs::rename(from, to).map_err(unwritable(to))?;
-    let parent = to.parent().unwrap_or(Path::new("."));
-    fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(unwritable(parent))
+    sync_folder(to.parent().unwrap_or(Path::new(".")))
 }
 
 /// Puts a copy in the place of `to`, whole, with the mode of the original.

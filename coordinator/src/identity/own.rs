@@ -34,6 +34,7 @@ impl OwnSet {
         files::write_public(&partial.join("ca.crt"), &ca_der)?;
         files::write_credential(partial, "server", &server, &ca_der)?;
         files::write_credential(partial, "operator", &operator, &[])?;
+        files::sync_folder(partial)?;
         files::rename(partial, folder)?;
         Ok(Self { folder: folder.to_owned(), ca_der, ca, server, operator })
     }

@@ -34,14 +34,22 @@ impl Identity {
     /// which every member trusts.
     ///
     /// # Errors
-    /// There is a next one already, or a file cannot be written.
+    /// There is a next one already, or a file cannot be written. Once the folder of the next one is there, that is no
+    /// error.
     pub fn begin_rollover(&mut self, names: &[String], now_ms: u64) -> Result<(), IdentityError> {
         let next = self.dir.join(NEXT);
         if self.next.is_some() {
             return Err(IdentityError::Exists(next));
         }
         issue::check_clock(&self.own.ca_der, now_ms)?;
-        self.next = Some(OwnSet::create(&next, &self.dir.join(PARTIAL), names, now_ms)?);
+        self.next = Some(match OwnSet::create(&next, &self.dir.join(PARTIAL), names, now_ms) {
+            // Whether it was renamed shows in the folder alone.
+            Err(error) if next.exists() => {
+                tracing::warn!(%error, "the next CA is there, but its folder may not be durable yet");
+                OwnSet::load(&next)?
+            }
+            made => made?,
+        });
         Ok(())
     }
 

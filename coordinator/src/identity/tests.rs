@@ -227,3 +227,15 @@ fn a_certificate_for_a_later_key_says_whose_it_is() {
     assert!(anabranch_io::tls::is_of_authority(&identity.server().certificate_der, identity.ca_der()));
     assert!(!anabranch_io::tls::is_of_authority(&issued.certificate_der, identity.ca_der()), "not a server's");
 }
+
+/// As where the rename is done, and making it durable fails.
+#[test]
+fn a_next_ca_whose_folder_is_there_is_known() {
+    let dir = folder();
+    let mut identity = Identity::create(dir.path(), &[], NOW_MS).expect("created");
+    let mut other = Identity::load(dir.path()).expect("loaded");
+    other.begin_rollover(&[], NOW_MS).expect("begun");
+    identity.begin_rollover(&[], NOW_MS).expect("it is there");
+    assert_eq!(identity.authorities().fingerprints(), other.authorities().fingerprints());
+    assert_eq!(identity.authorities().len(), 2);
+}

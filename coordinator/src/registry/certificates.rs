@@ -6,6 +6,8 @@
 //!  ca finish     ─► is anybody left? ─► Authority(Finish) ─► the old CA's certificates are over
 //! ```
 
+use std::collections::BTreeSet;
+
 use anabranch_common::ids::{AgentId, Digest};
 use anabranch_common::limits;
 use anabranch_common::status::{CaInfo, CaMember, CaStatus};
@@ -15,7 +17,7 @@ use anabranch_io::tls;
 
 use super::roster::{ASKED_SINCE, Certificate, Member};
 use super::sign::{AuthorityJob, AuthorityStep, SignerJob};
-use super::{Command, Next, Registry};
+use super::{Command, Next, Registry, Renewal};
 use crate::core::event::{Now, RequestId};
 use crate::core::status;
 
@@ -84,11 +86,51 @@ impl Registry {
         if is_trusted && member.may_use(agent, certificate.key) { Ok(()) } else { Err(Rejection::OldCertificate) }
     }
 
-    /// A member has connected with a certificate that it may use.
+    /// Returns whether a connection with this certificate is the first one with a member's next key, which is to take the
+    /// place of the present one.
+    #[must_use]
+    pub fn switches(&self, agent: AgentId, certificate: &Certificate) -> bool {
+        let is_next = |member: &Member| member.next_key == Some(certificate.key);
+        self.roster.member(agent).is_some_and(is_next) && self.greet(agent, Some(certificate)).is_ok()
+    }
+
+    /// A member has connected with a certificate that it may use. A next key counts, and the key before it does not, from
+    /// when that is durable.
     pub(super) fn shown(&mut self, agent: AgentId, certificate: &Certificate) -> Option<Command> {
+        let switches = self.switches(agent, certificate);
         let has_changed = self.roster.note_shown(agent, certificate);
+        if switches {
+            let save = self.save(Next::Switched(agent));
+            self.switching.extend(save.is_some().then_some(agent));
+            return save;
+        }
         // While the disk stalls, one item of each member waits.
         (has_changed && self.showing.insert(agent)).then(|| self.save(Next::Shown(agent)))?
+    }
+
+    /// A member's renewed certificate goes to it once it is durable until when it is good.
+    pub(super) fn issued(&mut self, agent: AgentId, until_ms: u64, renewal: Renewal) -> Option<Command> {
+        // While the disk stalls, one certificate of each member waits.
+        if !self.issuing.insert(agent) {
+            return None;
+        }
+        self.roster.note_issued(agent, until_ms);
+        let save = self.save(Next::Command(Command::SendRenewed { agent, renewal }));
+        if save.is_none() {
+            self.issuing.remove(&agent);
+        }
+        save
+    }
+
+    /// Notes who is connected: a member that is renews its certificate over that connection, however old it is.
+    pub fn set_connected(&mut self, connected: BTreeSet<AgentId>) {
+        self.connected = connected;
+    }
+
+    /// Returns whether the certificates of a member that are known have expired.
+    fn has_expired(&self, now: Now, agent: AgentId, member: &Member) -> bool {
+        let is_over = member.holds_until_ms().is_some_and(|until_ms| until_ms <= now.unix_ms);
+        is_over && !self.connected.contains(&agent)
     }
 
     /// Returns the key for which a member is to renew its certificate now, if it is to.
@@ -143,14 +185,11 @@ impl Registry {
         let has_moved = |member: &Member| member.shown.is_some_and(|shown| shown.authority == newest);
         let mut waiting = Vec::new();
         if authorities.next.is_some() {
-            waiting.extend(of_members().filter(|(_, member)| !has_moved(member)).map(|(agent, member)| {
-                let expires_at_ms = member.shown.map(|shown| shown.expires_at_ms);
-                CaMember {
-                    agent,
-                    name: member.name.clone(),
-                    certificate_expires_at_ms: expires_at_ms,
-                    expired: expires_at_ms.is_some_and(|at_ms| at_ms <= now.unix_ms),
-                }
+            waiting.extend(of_members().filter(|(_, member)| !has_moved(member)).map(|(agent, member)| CaMember {
+                agent,
+                name: member.name.clone(),
+                certificate_expires_at_ms: member.holds_until_ms(),
+                expired: self.has_expired(now, agent, member),
             }));
             waiting.sort_by(|a, b| (&a.name, a.agent).cmp(&(&b.name, b.agent)));
         }
@@ -167,13 +206,12 @@ impl Registry {
     #[must_use]
     pub fn keeps_from_finishing(&self, now: Now) -> Option<String> {
         let newest = self.authorities.as_ref().map(Authorities::newest)?.id;
-        let is_left = |member: &Member| {
+        let is_left = |agent: AgentId, member: &Member| {
             let has_moved = member.shown.is_some_and(|shown| shown.authority == newest);
-            let has_expired = member.shown.is_some_and(|shown| shown.expires_at_ms <= now.unix_ms);
-            !member.revoked && !has_moved && !has_expired
+            !member.revoked && !has_moved && !self.has_expired(now, agent, member)
         };
-        let mut names: Vec<&str> =
-            self.roster.members().filter(|(_, member)| is_left(member)).map(|(_, member)| &*member.name).collect();
+        let left = self.roster.members().filter(|(agent, member)| is_left(*agent, member));
+        let mut names: Vec<&str> = left.map(|(_, member)| &*member.name).collect();
         names.sort_unstable();
         let shown = names.iter().take(limits::MEMBERS_NAMED).copied().collect::<Vec<_>>().join(", ");
         let more = names.len().saturating_sub(limits::MEMBERS_NAMED);

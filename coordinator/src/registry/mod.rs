@@ -13,6 +13,8 @@
 //!  AgentRevoke ──► mark ─────────────► Save ─► Saved ─► Revoke        every run is told, then the operator
 //!  AgentRotate ──► mark ─────────────► Save ─► Saved ─► AskToRenew    connected members are asked, then the operator
 //!  Shown ────────► note ─────────────► Save ─► Saved                  the certificate with which a member has connected
+//!                                             └─► CloseReplaced          a next key counts once that is durable
+//!  Issued ───────► note ─────────────► Save ─► Saved ─► SendRenewed   until when it is good is durable before it is sent
 //!  CaRotate, CaFinish ────────────────────────────────► Sign          the CA's steps; AuthorityDone answers the operator
 //! ```
 //! While the disk stalls, `limits::JOINS_WAITING` joins and `limits::REGISTRY_CHANGES_WAITING` requests of operators wait;
@@ -101,6 +103,15 @@ pub enum Event {
         /// Its certificate.
         certificate: Certificate,
     },
+    /// A member's certificate was issued anew.
+    Issued {
+        /// The member.
+        agent: AgentId,
+        /// Unix time in milliseconds at which the certificate expires.
+        until_ms: u64,
+        /// What goes to the member.
+        renewal: Renewal,
+    },
     /// A join whose certificate was ordered is answered.
     JoinAnswered,
     /// A page token was used.
@@ -120,6 +131,17 @@ pub enum Event {
         /// The ticket of their job.
         ticket: u64,
     },
+}
+
+/// A renewed certificate on its way to its owner.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// The connection on which it was asked for.
+    pub peer: PeerId,
+    /// The certificate, in DER.
+    pub certificate_der: Vec<u8>,
+    /// The CAs to trust from now on, in DER.
+    pub ca_ders: Vec<Vec<u8>>,
 }
 
 /// What the registry wants done.
@@ -158,6 +180,18 @@ pub enum Command {
         /// The answer.
         response: OperatorResponse,
     },
+    /// Send a renewed certificate.
+    SendRenewed {
+        /// The member.
+        agent: AgentId,
+        /// What goes to it.
+        renewal: Renewal,
+    },
+    /// Close the connections of a member that have shown a key which was replaced.
+    CloseReplaced {
+        /// The member.
+        agent: AgentId,
+    },
     /// Answer an operator.
     Reply {
         /// Where the answer goes.
@@ -191,8 +225,14 @@ pub struct Registry {
     /// Members whose latest certificate is being saved.
     showing: BTreeSet<AgentId>,
     next_ticket: u64,
-    /// Changes of page tokens that are being saved.
-    granting: BTreeSet<u64>,
+    /// Members whose next key is being saved as the one that counts.
+    switching: BTreeSet<AgentId>,
+    /// Members for whom it is being saved until when their renewed certificate is good.
+    issuing: BTreeSet<AgentId>,
+    /// Members that are connected, as the host has said last.
+    connected: BTreeSet<AgentId>,
+    /// What page tokens let their owners do once the items of a ticket are durable.
+    granting: BTreeMap<u64, Arc<PageGrants>>,
     /// What page tokens let their owners do, by what is durable.
     grants: Arc<PageGrants>,
     /// The uses of page tokens that are being saved.
@@ -216,6 +256,8 @@ enum Next {
     Command(Command),
     /// Nothing: they are about the certificate with which a member has connected.
     Shown(AgentId),
+    /// Another key of this member counts.
+    Switched(AgentId),
 }
 
 impl Registry {
@@ -255,10 +297,11 @@ impl Registry {
             Event::Operator { request, operation } => Some(self.operate(now, request, operation)),
             Event::PageTokenUsed { id } => self.page_token_used(now, &id),
             Event::Shown { agent, certificate } => self.shown(agent, &certificate),
+            Event::Issued { agent, until_ms, renewal } => self.issued(agent, until_ms, renewal),
             Event::AuthorityDone { request, outcome } => Some(self.authority_done(request, outcome)),
             Event::Saved { ticket } => {
-                if self.granting.remove(&ticket) {
-                    self.grants = Arc::new(self.roster.page_tokens().grants());
+                if let Some(grants) = self.granting.remove(&ticket) {
+                    self.grants = grants;
                 }
                 self.noting.take_if(|noting| *noting == ticket);
                 self.saved(ticket)
@@ -272,6 +315,7 @@ impl Registry {
             Next::Command(next) => {
                 match &next {
                     Command::Revoke { agent, .. } => _ = self.revoking.remove(agent),
+                    Command::SendRenewed { agent, .. } => _ = self.issuing.remove(agent),
                     Command::Sign(job) => {
                         if let Some(agent) = job.agent() {
                             self.joining.remove(&agent);
@@ -282,6 +326,10 @@ impl Registry {
                     _ => {}
                 }
                 Some(next)
+            }
+            Next::Switched(agent) => {
+                self.switching.remove(&agent);
+                Some(Command::CloseReplaced { agent })
             }
             Next::Shown(agent) => {
                 self.showing.remove(&agent);
@@ -297,10 +345,10 @@ impl Registry {
     ///
     /// # Errors
     /// It is no member, or was revoked, or its certificate was replaced. `Busy`: its item is not durable yet, so no record
-    /// may name it.
+    /// may name it, or the key that it is to be known by.
     pub fn greet(&self, agent: AgentId, certificate: Option<&Certificate>) -> Result<&str, Rejection> {
         let member = self.roster.member(agent).ok_or(Rejection::Unknown)?;
-        if self.joining.contains(&agent) {
+        if self.joining.contains(&agent) || self.switching.contains(&agent) {
             return Err(Rejection::Busy);
         }
         if self.is_revoked(agent) {
@@ -350,7 +398,7 @@ impl Registry {
             if let Some(member) = self.roster.member(agent.agent) {
                 agent.name.clone_from(&member.name);
                 agent.revoked |= self.is_revoked(agent.agent);
-                agent.certificate_expires_at_ms = member.shown.map(|shown| shown.expires_at_ms);
+                agent.certificate_expires_at_ms = member.holds_until_ms();
                 agent.rotates = member.rotates;
             }
         }
@@ -377,7 +425,7 @@ impl Registry {
     fn rests_on_unsaved(&self, refusal: JoinRefusal, agent: AgentId) -> bool {
         let joins = || self.saving.values().any(|next| matches!(next, Next::Command(Command::Sign(_))));
         match refusal {
-            JoinRefusal::Revoked => self.revoking.contains(&agent),
+            JoinRefusal::Revoked => self.revoking.contains(&agent) || self.switching.contains(&agent),
             JoinRefusal::UsedToken | JoinRefusal::Full => joins(),
             JoinRefusal::UnknownToken => self.operators_waiting() > 0,
             JoinRefusal::ExpiredToken | JoinRefusal::BadRequest | JoinRefusal::SeveralRuns => false,
@@ -394,7 +442,8 @@ impl Registry {
     /// Returns how many changes of operators are being saved.
     fn operators_waiting(&self) -> usize {
         let of_operators = |next: &&Next| match next {
-            Next::Command(Command::Sign(_) | Command::RefuseJoin { .. }) | Next::Shown(_) => false,
+            Next::Command(Command::Sign(_) | Command::RefuseJoin { .. } | Command::SendRenewed { .. }) => false,
+            Next::Shown(_) | Next::Switched(_) => false,
             Next::Command(_) => true,
         };
         self.saving.values().filter(of_operators).count()
@@ -508,7 +557,7 @@ impl Registry {
     fn save_grants(&mut self, request: RequestId, response: OperatorResponse) -> Command {
         let command = self.save_and_reply(request, response);
         if let Command::Save(job) = &command {
-            self.granting.insert(job.ticket);
+            self.granting.insert(job.ticket, Arc::new(self.roster.page_tokens().grants()));
         }
         command
     }

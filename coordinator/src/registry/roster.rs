@@ -40,6 +40,10 @@ pub struct Member {
     pub rotates: bool,
     /// The certificate with which it connected last.
     pub shown: Option<ShownCertificate>,
+    /// Unix time in milliseconds at which the latest certificate expires that it was issued over a connection.
+    pub issued_until_ms: Option<u64>,
+    /// Whether an operator has asked for a new key again, so that another next key may take the place of the one there is.
+    pub rotates_again: bool,
 }
 
 /// What is kept of a certificate with which a member has connected.
@@ -94,6 +98,14 @@ impl Member {
         key == self.current_key(agent) || self.next_key == Some(key)
     }
 
+    /// Unix time in milliseconds at which the last of its certificates that are known expires. Nothing is known of one that
+    /// it has joined with and not connected with.
+    #[must_use]
+    pub fn holds_until_ms(&self) -> Option<u64> {
+        let shown = self.shown?;
+        Some(self.issued_until_ms.map_or(shown.expires_at_ms, |issued_ms| issued_ms.max(shown.expires_at_ms)))
+    }
+
     /// Adds the runs that another token is for. Returns whether that changes anything.
     fn widen(&mut self, runs: &BTreeSet<RunId>) -> bool {
         let before = self.runs.len();
@@ -127,6 +139,7 @@ anabranch_common::layout! {
     struct Member {
         name, revoked, joined_at_ms, tokens, runs,
         key since 7 or None, next_key since 7 or None, rotates since 7 or false, shown since 7 or None,
+        issued_until_ms since 7 or None, rotates_again since 7 or false,
     }
     struct ShownCertificate { authority, expires_at_ms }
     struct SavedToken { secret_digest, name, created_ms, expires_ms, uses, revoked, runs }
@@ -293,10 +306,17 @@ impl Roster {
             next_key: None,
             rotates: false,
             shown: None,
+            issued_until_ms: None,
+            rotates_again: false,
         };
         let member = self.members.entry(agent).or_insert_with(new);
         let is_wider = member.widen(&runs);
-        if member.tokens.insert(token, nth) != Some(nth) || is_wider {
+        // The certificate that it gets now is known once it has connected with it.
+        let has_expired = member.holds_until_ms().is_some_and(|until_ms| until_ms <= now_ms);
+        if has_expired {
+            (member.shown, member.issued_until_ms) = (None, None);
+        }
+        if member.tokens.insert(token, nth) != Some(nth) || is_wider || has_expired {
             self.changed_members.insert(agent);
         }
         Ok(member.name.clone())
@@ -331,23 +351,39 @@ impl Roster {
     /// Marks a member for a new key. Returns false if it is revoked, or no member.
     pub fn rotate(&mut self, agent: AgentId) -> bool {
         let Some(member) = self.members.get_mut(&agent).filter(|member| !member.revoked) else { return false };
-        if !std::mem::replace(&mut member.rotates, true) {
+        let before = (member.rotates, member.rotates_again);
+        (member.rotates, member.rotates_again) = (true, member.next_key.is_some());
+        if (member.rotates, member.rotates_again) != before {
             self.changed_members.insert(agent);
         }
         true
     }
 
+    /// Notes until when the certificate is good that a member is sent over its connection.
+    pub fn note_issued(&mut self, agent: AgentId, until_ms: u64) {
+        let Some(member) = self.members.get_mut(&agent) else { return };
+        if member.issued_until_ms.is_none_or(|before_ms| before_ms < until_ms) {
+            member.issued_until_ms = Some(until_ms);
+            self.changed_members.insert(agent);
+        }
+    }
+
     /// Notes the key for which a member that rotates is issued a certificate. Returns false where the key belongs, or has
-    /// belonged, to another member or to this one.
+    /// belonged, to another member or to this one, and where the member has another next key already: whoever holds a copy
+    /// of the present key could replace it. An operator who asks again lets one more be noted.
     pub fn set_next_key(&mut self, agent: AgentId, key: AgentId) -> bool {
         let is_taken = self.members.contains_key(&key) || self.owners.get(&key).is_some_and(|owner| *owner != agent);
         let Some(member) = self.members.get_mut(&agent).filter(|member| !is_taken && member.key != Some(key)) else {
             return false;
         };
         if member.next_key != Some(key) {
+            if member.next_key.is_some() && !member.rotates_again {
+                return false;
+            }
             if let Some(before) = member.next_key.replace(key) {
                 self.owners.remove(&before);
             }
+            member.rotates_again = false;
             self.owners.insert(key, agent);
             self.changed_members.insert(agent);
         }
@@ -361,7 +397,8 @@ impl Roster {
         let before = member.clone();
         member.shown = Some(certificate.shown());
         if member.next_key == Some(certificate.key) {
-            (member.key, member.next_key, member.rotates) = (member.next_key, None, false);
+            (member.key, member.next_key) = (member.next_key, None);
+            (member.rotates, member.rotates_again) = (false, false);
         }
         let has_changed = *member != before;
         if has_changed {

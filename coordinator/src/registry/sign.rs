@@ -4,6 +4,7 @@ use anabranch_common::ids::{AgentId, RunId};
 use anabranch_common::wire::message::{JoinRefusal, JoinResponse};
 use anabranch_io::tls;
 
+use super::Renewal;
 use super::certificates::Authorities;
 use crate::core::event::{PeerId, RequestId};
 use crate::identity::{Credential, Identity, Issued, Member};
@@ -114,12 +115,12 @@ pub enum Signed {
     },
     /// A new certificate.
     Renewal {
-        /// On which connection it was asked for.
-        peer: PeerId,
-        /// The certificate.
-        certificate_der: Vec<u8>,
-        /// The CAs to trust from now on, in DER.
-        ca_ders: Vec<Vec<u8>>,
+        /// Whose it is.
+        agent: AgentId,
+        /// Unix time in milliseconds at which it expires.
+        until_ms: u64,
+        /// What goes to its owner.
+        renewal: Renewal,
     },
     /// A step from one CA to the next, or why it was not taken.
     Authority {
@@ -219,7 +220,10 @@ impl SignJob {
             Purpose::Renewal { peer, key } => match issued {
                 Ok(issued) if issued.key == key => {
                     let ca_ders = identity.authorities().iter().map(<[u8]>::to_vec).collect();
-                    Some(Signed::Renewal { peer, certificate_der: issued.certificate_der, ca_ders })
+                    let certificate_der = issued.certificate_der;
+                    let until_s = tls::validity(&certificate_der).map_or(0, |(_, until_s)| until_s);
+                    let until_ms = u64::try_from(until_s).unwrap_or(0).saturating_mul(1_000);
+                    Some(Signed::Renewal { agent, until_ms, renewal: Renewal { peer, certificate_der, ca_ders } })
                 }
                 Ok(_) => {
                     tracing::warn!(%agent, "an agent asked for a certificate for another key");

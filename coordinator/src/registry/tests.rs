@@ -290,3 +290,28 @@ fn page_tokens_grant_what_is_durable_and_uses_are_saved_one_at_a_time() {
     let unknown = registry.handle(NOW, operator(RegistryRequest::PageTokenRevoke { id: "x".into() }));
     assert!(matches!(&unknown, Some(Command::Reply { response: OperatorResponse::NotFound(_), .. })), "{unknown:?}");
 }
+
+#[test]
+fn what_page_tokens_grant_is_no_newer_than_what_is_durable() {
+    let mut registry = registry();
+    let create = |registry: &mut Registry, secret: [u8; 32]| {
+        let operation = RegistryRequest::PageTokenCreate {
+            name: None,
+            ttl_ms: 60_000,
+            permission: PagePermission::View,
+            secret_digest: Digest::of(&secret).0,
+        };
+        match registry.handle(NOW, operator(operation)) {
+            Some(Command::Save(job)) => job.ticket,
+            other => panic!("expected items, got {other:?}"),
+        }
+    };
+    let (first, second) = (create(&mut registry, [5; 32]), create(&mut registry, [6; 32]));
+    let granted = |registry: &Registry| {
+        [[5; 32], [6; 32]].map(|secret| registry.page_grants().of_secret(&secret, NOW.unix_ms).is_some())
+    };
+    registry.handle(NOW, Event::Saved { ticket: first });
+    assert_eq!(granted(&registry), [true, false], "a crash may undo the second one");
+    registry.handle(NOW, Event::Saved { ticket: second });
+    assert_eq!(granted(&registry), [true, true]);
+}

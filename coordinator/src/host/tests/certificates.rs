@@ -1,7 +1,7 @@
 //! Members are asked to renew their certificates, and what was replaced is closed.
 
 use anabranch_common::ids::{Digest, Incarnation};
-use anabranch_common::wire::message::{AgentHello, Rejection, RenewalKey};
+use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, RenewalKey};
 use anabranch_common::wire::operator::RegistryRequest;
 use anabranch_common::wire::runs::RunsWanted;
 use anabranch_io::tls;

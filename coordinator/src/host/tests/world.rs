@@ -7,7 +7,7 @@ use anabranch_common::codec::Delta;
 use anabranch_common::ids::{BranchId, Digest, Incarnation};
 use anabranch_common::manifest::{ModelManifest, TensorSpec};
 use anabranch_common::transfer::Budgets;
-use anabranch_common::wire::message::{AgentHello, Rejection, RunPhase};
+use anabranch_common::wire::message::{AgentHello, CoordinatorMessage, Rejection, RunPhase};
 use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
 
 use super::super::*;

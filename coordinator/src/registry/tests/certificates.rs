@@ -39,7 +39,8 @@ fn request() -> (Vec<u8>, AgentId) {
 fn shown(registry: &mut Registry, agent: AgentId, certificate: Certificate) {
     let command = registry.handle(NOW, Event::Shown { agent, certificate });
     if let Some(Command::Save(job)) = command {
-        assert_eq!(registry.handle(NOW, Event::Saved { ticket: job.ticket }), None);
+        let next = registry.handle(NOW, Event::Saved { ticket: job.ticket });
+        assert!(matches!(next, None | Some(Command::CloseReplaced { .. })), "{next:?}");
     }
 }
 
@@ -87,7 +88,15 @@ fn the_old_key_is_refused_once_the_new_one_has_been_used_and_not_before() {
     }
     assert!(registry.roster().member(AGENT).is_some_and(|member| member.rotates));
 
-    shown(&mut registry, AGENT, certificate(key, None));
+    assert!(registry.switches(AGENT, &certificate(key, None)) && !registry.switches(AGENT, &old));
+    let first = Event::Shown { agent: AGENT, certificate: certificate(key, None) };
+    let Some(Command::Save(job)) = registry.handle(NOW, first) else { panic!("expected an item") };
+    for key in [AGENT, key] {
+        let greeted = registry.greet(AGENT, Some(&certificate(key, None)));
+        assert_eq!(greeted, Err(Rejection::Busy), "a crash may undo that the new key counts");
+    }
+    let over = registry.handle(NOW, Event::Saved { ticket: job.ticket });
+    assert_eq!(over, Some(Command::CloseReplaced { agent: AGENT }));
     assert_eq!(registry.greet(AGENT, Some(&certificate(key, None))), Ok("ward-1"));
     assert_eq!(registry.greet(AGENT, Some(&old)), Err(Rejection::OldCertificate));
     assert_eq!(registry.renewal_wanted(AGENT, &certificate(key, None)), None, "it is through");
@@ -223,4 +232,76 @@ fn of_each_member_one_certificate_waits_to_be_saved() {
     assert_eq!(second.items.len(), 1);
     assert_eq!(registry.handle(NOW, Event::Saved { ticket: second.ticket }), None);
     assert_eq!(registry.handle(NOW, by(7)), None, "it is saved");
+}
+
+/// Whoever holds a copy of the present key may ask, too.
+#[test]
+fn a_next_key_stays_until_an_operator_asks_again() {
+    let mut registry = with_a_member();
+    saved(&mut registry, rotate(None));
+    let ((first, first_key), (second, second_key)) = (request(), request());
+    saved(&mut registry, renew(&first));
+    assert_eq!(registry.handle(NOW, renew(&second)), None, "another key has come first");
+    let repeated = registry.handle(NOW, renew(&first));
+    assert!(matches!(saved_or_signed(&mut registry, repeated), Some(Command::Sign(_))), "its answer may be lost");
+    let next = |registry: &Registry| registry.roster().member(AGENT).and_then(|member| member.next_key);
+    assert_eq!(next(&registry), Some(first_key));
+    saved(&mut registry, rotate(Some("ward-1")));
+    assert!(matches!(saved(&mut registry, renew(&second)), Some(Command::Sign(_))));
+    assert_eq!(next(&registry), Some(second_key));
+    assert_eq!(registry.handle(NOW, renew(&first)), None, "an operator asks for one more");
+}
+
+fn saved_or_signed(registry: &mut Registry, command: Option<Command>) -> Option<Command> {
+    match command {
+        Some(Command::Save(job)) => registry.handle(NOW, Event::Saved { ticket: job.ticket }),
+        other => other,
+    }
+}
+
+fn issued(until_ms: u64) -> Event {
+    let renewal = Renewal { peer: PeerId(4), certificate_der: vec![4], ca_ders: Vec::new() };
+    Event::Issued { agent: AGENT, until_ms, renewal }
+}
+
+/// An ordinary renewal makes no new connection, so nothing is shown.
+#[test]
+fn a_renewed_certificate_counts_from_when_it_is_sent() {
+    let ((present_der, present), (next_der, _)) = (ca(), ca());
+    let cas = Some(authorities(&[&present_der, &next_der]));
+    let mut registry = with_a_member().with_authorities(cas);
+    shown(&mut registry, AGENT, Certificate { expires_at_ms: NOW.unix_ms, ..certificate(AGENT, present) });
+    assert_eq!(registry.keeps_from_finishing(NOW), None, "it has expired");
+    registry.set_connected(BTreeSet::from([AGENT]));
+    assert!(registry.keeps_from_finishing(NOW).is_some(), "it can renew over its connection");
+    registry.set_connected(BTreeSet::new());
+
+    let Some(Command::Save(job)) = registry.handle(NOW, issued(FUTURE_MS)) else { panic!("durable before it is sent") };
+    assert_eq!(registry.handle(NOW, issued(FUTURE_MS + 1)), None, "one of each member waits for the disk");
+    let mut roster = Roster::default();
+    for (key, value) in &job.items {
+        roster.restore(key, value.as_ref().expect("a member")).expect("as saved");
+    }
+    let sent = registry.handle(NOW, Event::Saved { ticket: job.ticket });
+    assert!(matches!(sent, Some(Command::SendRenewed { agent: AGENT, .. })), "{sent:?}");
+    for registry in [&registry, &Registry::new(roster).with_authorities(cas)] {
+        assert!(registry.keeps_from_finishing(NOW).is_some_and(|why| why.contains("ward-1")));
+        let mut agents = Vec::new();
+        registry.complete(&mut agents);
+        assert_eq!(agents[0].certificate_expires_at_ms, Some(FUTURE_MS));
+    }
+    let later = Now { unix_ms: FUTURE_MS, ..NOW };
+    assert_eq!(registry.keeps_from_finishing(later), None);
+}
+
+/// It may have connected with nothing of what it holds.
+#[test]
+fn a_member_whose_certificate_has_expired_and_that_joins_again_counts() {
+    let ((present_der, present), (next_der, _)) = (ca(), ca());
+    let mut registry = with_a_member().with_authorities(Some(authorities(&[&present_der, &next_der])));
+    shown(&mut registry, AGENT, Certificate { expires_at_ms: NOW.unix_ms, ..certificate(AGENT, present) });
+    assert_eq!(registry.keeps_from_finishing(NOW), None);
+    let Some(Command::Save(job)) = registry.handle(NOW, join(AGENT)) else { panic!("expected items") };
+    assert_eq!(job.items.len(), 1, "the member's item");
+    assert!(registry.keeps_from_finishing(NOW).is_some());
 }

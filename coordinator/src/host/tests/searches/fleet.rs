@@ -10,7 +10,7 @@ use anabranch_common::journal::{Evaluation, Lease};
 use anabranch_common::spec::RunSpec;
 use anabranch_common::transfer::Budgets;
 use anabranch_common::update::{UpdateKey, UpdateMeta};
-use anabranch_common::wire::message::{AgentHello, AgentMessage, RunPhase};
+use anabranch_common::wire::message::{AgentHello, AgentMessage, CoordinatorMessage, RunPhase};
 use anabranch_common::wire::operator::SearchRequest;
 use serde::de::DeserializeOwned;
 
