@@ -96,8 +96,15 @@ impl ObjectStore {
     pub fn open(bucket: Arc<dyn Bucket>, writer: &Writer) -> Result<Self, StorageError> {
         let name = format::writer_name(&writer.name);
         let author = terms::announce(bucket.as_ref(), writer.id, name)?;
-        let found = terms::take_over(bucket.as_ref(), author)?;
-        let store = Self::found(bucket, found, Some((author, name)))?;
+        let opened = terms::take_over(bucket.as_ref(), author)
+            .and_then(|found| Self::found(Arc::clone(&bucket), found, Some((author, name))));
+        // The writer of a later term deletes the snapshots and groups that this one was looking for: then what was found
+        // may be too little, or look damaged. Where none was announced by now, it was all there.
+        let may_be_late = matches!(opened, Ok(_) | Err(StorageError::Corrupt { .. }));
+        if may_be_late && terms::is_superseded(bucket.as_ref(), author)? {
+            return Err(terms::superseded(bucket.as_ref(), author.term + 1));
+        }
+        let store = opened?;
         store.sweep()?;
         Ok(store)
     }
@@ -108,8 +115,14 @@ impl ObjectStore {
     /// An object is damaged, or the bucket cannot be used.
     pub fn open_copy(bucket: Arc<dyn Bucket>) -> Result<Self, StorageError> {
         for _ in 0..limits::OBJECT_LOOKS {
-            if let Some(found) = terms::look(bucket.as_ref())? {
-                return Self::found(bucket, found, None);
+            let before = terms::extent(bucket.as_ref())?;
+            let opened = terms::look(bucket.as_ref())
+                .and_then(|found| found.map(|found| Self::found(Arc::clone(&bucket), found, None)).transpose());
+            // A writer that made a snapshot meanwhile may have deleted what was looked for.
+            if terms::extent(bucket.as_ref())? == before
+                && let Some(store) = opened?
+            {
+                return Ok(store);
             }
         }
         let detail = "another process changes it faster than it can be read".to_owned();

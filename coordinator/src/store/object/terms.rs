@@ -169,6 +169,20 @@ pub(super) fn look(bucket: &dyn Bucket) -> Result<Option<Found>, StorageError> {
     Ok(Some(Found::default()))
 }
 
+/// Returns the newest term and the highest number of its catalogue, and the same of older terms, back to the first that has
+/// one. Whoever reads a store and finds this as it was before has read what no writer was deleting.
+pub(super) fn extent(bucket: &dyn Bucket) -> Result<Vec<(u64, u64)>, StorageError> {
+    let mut extent = Vec::new();
+    for term in (1..=newest(bucket)?).rev() {
+        let number = newest_number(bucket, term)?;
+        extent.push((term, number));
+        if number > 0 {
+            break;
+        }
+    }
+    Ok(extent)
+}
+
 /// What was found in the journal behind a snapshot.
 #[derive(Debug)]
 pub(super) struct Followed {

@@ -125,11 +125,11 @@ pub struct Death {
     pub carried_out: bool,
 }
 
-/// Where a process stands still, as SIGSTOP makes it: right before a put or deletion of its own is sent.
+/// Where a process stands still, as SIGSTOP makes it: right before a request of its own is sent.
 #[derive(Debug)]
 pub struct Pause {
     /// Number of the request among those of this process, from 0.
-    pub at_own_write: u64,
+    pub at_own_request: u64,
     /// Told when it stands still.
     pub stands: SyncSender<()>,
     /// It goes on when this is told, or closed.
@@ -146,7 +146,7 @@ pub struct SimBucket {
     death: Option<Death>,
     dead: Mutex<bool>,
     pause: Mutex<Option<Pause>>,
-    own_writes: AtomicU64,
+    own_requests: AtomicU64,
 }
 
 impl SimBucket {
@@ -159,7 +159,7 @@ impl SimBucket {
     fn with(disk: Arc<Mutex<Disk>>, seed: u64, weather: Weather) -> Self {
         let luck = Mutex::new(SplitMix64::new(seed));
         let (conditions, dead, pause) = (Conditions::Kept, Mutex::default(), Mutex::default());
-        Self { disk, luck, weather, conditions, death: None, dead, pause, own_writes: AtomicU64::new(0) }
+        Self { disk, luck, weather, conditions, death: None, dead, pause, own_requests: AtomicU64::new(0) }
     }
 
     /// Makes another way to the same bucket, as another process has.
@@ -239,9 +239,9 @@ impl SimBucket {
 
     /// Stands still, if this is the place.
     fn stand(&self) {
-        let number = self.own_writes.fetch_add(1, Ordering::SeqCst);
+        let number = self.own_requests.fetch_add(1, Ordering::SeqCst);
         let mut pause = self.pause.lock();
-        let here = pause.take_if(|pause| pause.at_own_write == number);
+        let here = pause.take_if(|pause| pause.at_own_request == number);
         drop(pause);
         if let Some(pause) = here {
             // Whoever waits may have given up: then it goes on.
@@ -320,6 +320,7 @@ impl Bucket for SimBucket {
     }
 
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, BucketError> {
+        self.stand();
         self.arrive()?;
         let found = self.disk.lock().objects.get(key).map(|bytes| bytes.to_vec());
         self.answer(found)
@@ -333,6 +334,7 @@ impl Bucket for SimBucket {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, BucketError> {
+        self.stand();
         self.arrive()?;
         let behind = if self.happens(self.weather.lagging_lists) { self.below(BEHIND + 1) } else { 0 };
         let objects = self.disk.lock().before(behind);
