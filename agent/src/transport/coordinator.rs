@@ -14,7 +14,6 @@ use std::time::Duration;
 use anabranch_common::limits;
 use anabranch_io::tls::{self, Authorities, ConnectProblem};
 use quinn::{ClientConfig, Connection, Endpoint};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::DialError;
@@ -65,34 +64,26 @@ impl Coordinator {
     ) -> Result<Connection, ConnectProblem> {
         let first = self.first.load(Ordering::Relaxed);
         let others = (0..self.addresses.len()).filter(|index| *index != first);
-        let mut waiting = std::iter::once(first).chain(others).collect::<Vec<_>>().into_iter();
+        let order: Vec<usize> = std::iter::once(first).chain(others).collect();
         let patience = if self.addresses.len() > 1 { patience } else { HANDSHAKE };
-        // Dropped with the attempts that have not won: each then tells its end that it is given up.
-        let mut attempts = JoinSet::new();
-        let mut problems = Vec::new();
-        loop {
-            if let Some(index) = waiting.next() {
-                let (endpoint, config, addresses) = (endpoint.clone(), config.clone(), Arc::clone(&self.addresses));
-                attempts.spawn(async move {
-                    let Some(address) = addresses.get(index) else { return (index, Err(no_address())) };
-                    let connecting = tls::connect(&endpoint, address, config);
-                    let connected = tokio::time::timeout(patience, connecting).await;
-                    (index, connected.unwrap_or_else(|_| Err(ConnectProblem::Unreachable(address.clone()))))
-                });
-            } else if attempts.is_empty() {
-                return Err(self.summary(problems));
+        let attempt = |at: usize| {
+            let (endpoint, config, addresses) = (endpoint.clone(), config.clone(), Arc::clone(&self.addresses));
+            let index = order[at];
+            async move {
+                let Some(address) = addresses.get(index) else { return Err(no_address()) };
+                let connecting = tls::connect(&endpoint, address, config);
+                let connected = tokio::time::timeout(patience, connecting).await;
+                connected.unwrap_or_else(|_| Err(ConnectProblem::Unreachable(address.clone())))
             }
-            let turn = tokio::time::sleep(TURN);
-            tokio::select! {
-                Some(ended) = attempts.join_next() => match ended {
-                    Ok((index, Ok(connection))) => {
-                        self.first.store(index, Ordering::Relaxed);
-                        return Ok(connection);
-                    }
-                    Ok((index, Err(problem))) => problems.push((index, problem)),
-                    Err(panic) => problems.push((first, ConnectProblem::Other(panic.to_string()))),
-                },
-                () = turn, if waiting.len() > 0 => {}
+        };
+        match tls::first_connected(order.len(), TURN, attempt).await {
+            Ok((at, connection)) => {
+                self.first.store(order[at], Ordering::Relaxed);
+                Ok(connection)
+            }
+            Err(problems) => {
+                let index = |at: Option<usize>| at.map_or(first, |at| order[at]);
+                Err(self.summary(problems.into_iter().map(|(at, problem)| (index(at), problem)).collect()))
             }
         }
     }

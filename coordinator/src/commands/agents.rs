@@ -1,6 +1,5 @@
 //! `agents list|revoke|rotate`.
 
-use anabranch_common::status::AgentStatus;
 use anabranch_common::wire::operator::{RegistryRequest, RunRequest};
 
 use super::output;
@@ -12,16 +11,8 @@ pub(super) fn agents(verb: AgentsVerb) -> anyhow::Result<()> {
     match verb {
         AgentsVerb::List(RunReportArgs { target: RunTargetArgs { target, which }, output }) => {
             let json = Coordinator::look(&target)?.ask_json(which.ask(RunRequest::AgentsList))?;
-            if output.json {
-                return output::print_line(&json);
-            }
-            let agents: Vec<AgentStatus> = output::read_report(&json, "the list of agents")?;
-            if agents.is_empty() {
-                return output::print_line(
-                    "no agents; one joins with a token from `anabranch-coordinator token create`",
-                );
-            }
-            output::print(&table::members(&agents))
+            let none = "no agents; one joins with a token from `anabranch-coordinator token create`";
+            output::print_list(&json, output, ("the list of agents", none), table::members)
         }
         AgentsVerb::Revoke { target, agent } => {
             let done = Coordinator::reach(&target)?.ask_done(RegistryRequest::AgentRevoke { agent })?;

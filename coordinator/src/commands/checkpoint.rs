@@ -29,13 +29,11 @@ pub(super) fn checkpoint(verb: CheckpointVerb) -> anyhow::Result<()> {
 
 fn list(RunReportArgs { target: RunTargetArgs { target, which }, output }: &RunReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::look(target)?.ask_json(which.ask(RunRequest::CheckpointList))?;
-    if output.json {
-        return output::print_line(&json);
-    }
-    let checkpoints: Vec<CheckpointStatus> = output::read_report(&json, "the list")?;
-    if checkpoints.is_empty() {
-        return output::print_line("no checkpoints yet; until the first one, recovery replays the whole journal");
-    }
+    let none = "no checkpoints yet; until the first one, recovery replays the whole journal";
+    output::print_list(&json, *output, ("the list", none), table)
+}
+
+fn table(checkpoints: &[CheckpointStatus]) -> String {
     let columns = [
         ("version", Align::Right),
         ("position", Align::Right),
@@ -45,7 +43,7 @@ fn list(RunReportArgs { target: RunTargetArgs { target, which }, output }: &RunR
         ("chain", Align::Left),
     ];
     let mut table = Table::new(&columns);
-    for checkpoint in &checkpoints {
+    for checkpoint in checkpoints {
         table.row(vec![
             checkpoint.version.to_string(),
             checkpoint.position.to_string(),
@@ -55,7 +53,7 @@ fn list(RunReportArgs { target: RunTargetArgs { target, which }, output }: &RunR
             checkpoint.chain.short(),
         ]);
     }
-    output::print(&table.render())
+    table.render()
 }
 
 fn verify(RunReportArgs { target: RunTargetArgs { target, which }, output }: &RunReportArgs) -> anyhow::Result<()> {

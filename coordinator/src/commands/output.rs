@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 
+use anabranch_io::cli::OutputArgs;
 pub(super) use anabranch_io::cli::print;
 pub(crate) use anabranch_io::cli::size_text as bytes;
 use anabranch_io::terminal::{make_visible, visible};
@@ -20,6 +21,21 @@ pub(super) fn print_line(text: &str) -> anyhow::Result<()> {
 pub(super) fn hint(text: &str) {
     // A closed standard error is nobody to talk to.
     let _ = writeln!(io::stderr(), "{}", visible(text));
+}
+
+/// Prints a list that was answered as JSON: as it is, or as a table; `none` in place of an empty one. `what`: the list, for
+/// errors.
+pub(super) fn print_list<T: DeserializeOwned>(
+    json: &str,
+    output: OutputArgs,
+    (what, none): (&str, &str),
+    table: impl FnOnce(&[T]) -> String,
+) -> anyhow::Result<()> {
+    if output.json {
+        return print_line(json);
+    }
+    let entries: Vec<T> = read_report(json, what)?;
+    if entries.is_empty() { print_line(none) } else { print(&table(&entries)) }
 }
 
 /// Reads a report that is shown to people: the text in it, most of which agents chose, is made safe for a terminal.

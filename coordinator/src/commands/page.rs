@@ -5,17 +5,17 @@ use anabranch_common::status::PageTokenStatus;
 use anabranch_common::token::{PagePermission, PageToken};
 use anabranch_common::wire::operator::RegistryRequest;
 use anabranch_io::cli::OutputArgs;
-use anyhow::Context as _;
 
 use super::output::{self, Align, Table};
 use super::reach::Coordinator;
+use super::token::{new_secret, whole_ms};
 use crate::cli::{PageTokenVerb, ReportArgs, TargetArgs};
 use crate::clock;
 
 pub(super) fn token(verb: PageTokenVerb) -> anyhow::Result<()> {
     match verb {
         PageTokenVerb::Create { target, name, operate, expires, output } => {
-            let ttl_ms = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX);
+            let ttl_ms = whole_ms(expires);
             let permission = if operate { PagePermission::Operate } else { PagePermission::View };
             create(&target, Wanted { name, ttl_ms, permission }, output)
         }
@@ -37,8 +37,7 @@ struct Wanted {
 /// when the token is printed.
 fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Result<()> {
     let Wanted { name, ttl_ms, permission } = wanted;
-    let mut secret = [0u8; 32];
-    getrandom::fill(&mut secret).context("the system gives no random numbers")?;
+    let secret = new_secret()?;
     let (token, secret_digest) = (PageToken { secret }.to_string(), Digest::of(&secret).0);
     let request = RegistryRequest::PageTokenCreate { name, ttl_ms, permission, secret_digest };
     let id = Coordinator::reach(target)?.ask_done(request)?;
@@ -64,14 +63,8 @@ fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Re
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::look(target)?.ask_json(RegistryRequest::PageTokenList)?;
-    if output.json {
-        return output::print_line(&json);
-    }
-    let tokens: Vec<PageTokenStatus> = output::read_report(&json, "the list of page tokens")?;
-    if tokens.is_empty() {
-        return output::print_line("no page tokens; make one with `anabranch-coordinator page token create`");
-    }
-    output::print(&table(&tokens, clock::unix_ms()))
+    let none = "no page tokens; make one with `anabranch-coordinator page token create`";
+    output::print_list(&json, *output, ("the list of page tokens", none), |tokens| table(tokens, clock::unix_ms()))
 }
 
 fn table(tokens: &[PageTokenStatus], now_ms: u64) -> String {

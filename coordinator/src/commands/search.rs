@@ -160,14 +160,8 @@ impl Source {
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::look(target)?.ask_json(SearchRequest::List)?;
-    if output.json {
-        return output::print_line(&json);
-    }
-    let searches: Vec<SearchSummary> = output::read_report(&json, "the list of searches")?;
-    if searches.is_empty() {
-        return output::print_line("no searches; `search start SEARCH.toml` starts one");
-    }
-    output::print(&table(&searches))
+    let none = "no searches; `search start SEARCH.toml` starts one";
+    output::print_list(&json, *output, ("the list of searches", none), table)
 }
 
 fn table(searches: &[SearchSummary]) -> String {

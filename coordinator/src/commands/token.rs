@@ -1,5 +1,7 @@
 //! `token create|list|revoke`.
 
+use std::time::Duration;
+
 use anabranch_common::ids::{Digest, RunId};
 use anabranch_common::status::{CaStatus, TokenStatus};
 use anabranch_common::token::JoinToken;
@@ -17,7 +19,7 @@ use crate::identity;
 pub(super) fn token(verb: TokenVerb) -> anyhow::Result<()> {
     match verb {
         TokenVerb::Create { target, name, ttl, uses, addresses, runs, output } => {
-            let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+            let ttl_ms = whole_ms(ttl);
             create(&target, Wanted { name, ttl_ms, uses, addresses, runs }, output)
         }
         TokenVerb::List(args) => list(&args),
@@ -36,14 +38,25 @@ struct Wanted {
     runs: Vec<String>,
 }
 
+/// The secret of a token of either kind.
+pub(super) fn new_secret() -> anyhow::Result<[u8; 32]> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).context("the system gives no random numbers")?;
+    Ok(secret)
+}
+
+/// How long a token is good for, as requests have it.
+pub(super) fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The secret is made here and leaves this process in the printed token only: the coordinator gets its digest.
 fn create(target: &TargetArgs, wanted: Wanted, output: OutputArgs) -> anyhow::Result<()> {
     let Wanted { name, ttl_ms, uses, addresses, runs } = wanted;
     let mut coordinator = Coordinator::reach(target)?;
     let (ca_fingerprints, default_addresses) = whereabouts(target, &mut coordinator)?;
     let addresses = if addresses.is_empty() { default_addresses } else { addresses };
-    let mut secret = [0u8; 32];
-    getrandom::fill(&mut secret).context("the system gives no random numbers")?;
+    let secret = new_secret()?;
     let token = JoinToken { addresses, ca_fingerprints, secret }.to_string();
     let readable = token.parse::<JoinToken>();
     readable.map_err(|error| Fail::new(ExitCode::Usage, error.to_string()).help("give --address as HOST:PORT"))?;
@@ -84,14 +97,8 @@ fn whereabouts(target: &TargetArgs, coordinator: &mut Coordinator) -> anyhow::Re
 
 fn list(ReportArgs { target, output }: &ReportArgs) -> anyhow::Result<()> {
     let json = Coordinator::look(target)?.ask_json(RegistryRequest::TokenList)?;
-    if output.json {
-        return output::print_line(&json);
-    }
-    let tokens: Vec<TokenStatus> = output::read_report(&json, "the list of tokens")?;
-    if tokens.is_empty() {
-        return output::print_line("no tokens; make one with `anabranch-coordinator token create`");
-    }
-    output::print(&table(&tokens, clock::unix_ms()))
+    let none = "no tokens; make one with `anabranch-coordinator token create`";
+    output::print_list(&json, *output, ("the list of tokens", none), |tokens| table(tokens, clock::unix_ms()))
 }
 
 fn table(tokens: &[TokenStatus], now_ms: u64) -> String {

@@ -1,5 +1,7 @@
 //! Members are asked to renew their certificates, connections with replaced ones are closed, and the CA changes.
 
+use std::collections::btree_map::Entry;
+
 use anabranch_common::ids::AgentId;
 use anabranch_common::wire::message::{CoordinatorMessage, Rejection};
 
@@ -30,15 +32,15 @@ impl Host {
     fn ask_to_renew(&mut self, peer: PeerId) {
         let Some(Admitted { agent, certificate: Some(certificate), .. }) = self.peers.get(&peer) else { return };
         let Some(key) = self.registry.renewal_wanted(*agent, certificate) else { return };
-        if let std::collections::btree_map::Entry::Vacant(vacant) = self.asked_to_renew.entry(*agent) {
+        if let Entry::Vacant(vacant) = self.asked_to_renew.entry(*agent) {
             vacant.insert(peer);
             let message = Box::new(CoordinatorMessage::RenewNow { key });
             self.out.push(Output::ToPeer(ToPeer::Send { peer, message }));
         }
     }
 
-    /// Asks every member that is connected and was not asked since an operator has wanted something. Those whose streams are not welcomed yet are asked when they
-    /// are.
+    /// Asks every member that is connected and was not asked since an operator has wanted something. Those whose streams are
+    /// not welcomed yet are asked when they are.
     pub(super) fn ask_all_to_renew(&mut self) {
         let peers: Vec<PeerId> =
             self.peers.iter().filter(|(_, admitted)| admitted.is_welcomed).map(|(peer, _)| *peer).collect();

@@ -180,12 +180,9 @@ impl Registry {
         let Some(authorities) = &self.authorities else {
             return OperatorResponse::Failed("the CAs of this coordinator are not known".into());
         };
-        let newest = authorities.newest().id;
-        let of_members = || self.roster.members().filter(|(_, member)| !member.revoked);
-        let has_moved = |member: &Member| member.shown.is_some_and(|shown| shown.authority == newest);
         let mut waiting = Vec::new();
         if authorities.next.is_some() {
-            waiting.extend(of_members().filter(|(_, member)| !has_moved(member)).map(|(agent, member)| CaMember {
+            waiting.extend(self.by_authority(authorities, false).map(|(agent, member)| CaMember {
                 agent,
                 name: member.name.clone(),
                 certificate_expires_at_ms: member.holds_until_ms(),
@@ -196,21 +193,25 @@ impl Registry {
         status::json(&CaStatus {
             current: (&authorities.current).into(),
             next: authorities.next.as_ref().map(CaInfo::from),
-            moved: of_members().filter(|(_, member)| has_moved(member)).count() as u64,
+            moved: self.by_authority(authorities, true).count() as u64,
             waiting,
         })
+    }
+
+    /// Returns the members, those that were revoked left out, that have connected with a certificate of the newest CA, or those
+    /// that have not.
+    fn by_authority(&self, authorities: &Authorities, moved: bool) -> impl Iterator<Item = (AgentId, &Member)> {
+        let newest = authorities.newest().id;
+        let has_moved = move |member: &Member| member.shown.is_some_and(|shown| shown.authority == newest);
+        self.roster.members().filter(move |(_, member)| !member.revoked && has_moved(member) == moved)
     }
 
     /// Returns why a rollover may not end, if it may not: members whose certificates are still good hold those of the old
     /// CA.
     #[must_use]
     pub fn keeps_from_finishing(&self, now: Now) -> Option<String> {
-        let newest = self.authorities.as_ref().map(Authorities::newest)?.id;
-        let is_left = |agent: AgentId, member: &Member| {
-            let has_moved = member.shown.is_some_and(|shown| shown.authority == newest);
-            !member.revoked && !has_moved && !self.has_expired(now, agent, member)
-        };
-        let left = self.roster.members().filter(|(agent, member)| is_left(*agent, member));
+        let left = self.by_authority(self.authorities.as_ref()?, false);
+        let left = left.filter(|(agent, member)| !self.has_expired(now, *agent, member));
         let mut names: Vec<&str> = left.map(|(_, member)| &*member.name).collect();
         names.sort_unstable();
         let shown = names.iter().take(limits::MEMBERS_NAMED).copied().collect::<Vec<_>>().join(", ");

@@ -231,12 +231,8 @@ pub struct Registry {
     issuing: BTreeSet<AgentId>,
     /// Members that are connected, as the host has said last.
     connected: BTreeSet<AgentId>,
-    /// What page tokens let their owners do once the items of a ticket are durable.
-    granting: BTreeMap<u64, Arc<PageGrants>>,
     /// What page tokens let their owners do, by what is durable.
     grants: Arc<PageGrants>,
-    /// The uses of page tokens that are being saved.
-    noting: Option<u64>,
     /// Joins that are being saved or signed, and refusals that wait for what they rest on.
     joins_waiting: usize,
     /// New members whose items are being saved.
@@ -258,6 +254,16 @@ enum Next {
     Shown(AgentId),
     /// Another key of this member counts.
     Switched(AgentId),
+    /// This is what page tokens let their owners do, then the operator is answered.
+    Granted(Arc<PageGrants>, Command),
+    /// Nothing: they are about the uses of page tokens.
+    Noted,
+}
+
+impl From<Command> for Next {
+    fn from(next: Command) -> Self {
+        Self::Command(next)
+    }
 }
 
 impl Registry {
@@ -299,13 +305,7 @@ impl Registry {
             Event::Shown { agent, certificate } => self.shown(agent, &certificate),
             Event::Issued { agent, until_ms, renewal } => self.issued(agent, until_ms, renewal),
             Event::AuthorityDone { request, outcome } => Some(self.authority_done(request, outcome)),
-            Event::Saved { ticket } => {
-                if let Some(grants) = self.granting.remove(&ticket) {
-                    self.grants = grants;
-                }
-                self.noting.take_if(|noting| *noting == ticket);
-                self.saved(ticket)
-            }
+            Event::Saved { ticket } => self.saved(ticket),
         }
     }
 
@@ -337,6 +337,11 @@ impl Registry {
                 let more = self.roster.has_changes() && self.showing.insert(agent);
                 more.then(|| self.save(Next::Shown(agent)))?
             }
+            Next::Granted(grants, next) => {
+                self.grants = grants;
+                Some(next)
+            }
+            Next::Noted => None,
         }
     }
 
@@ -443,8 +448,8 @@ impl Registry {
     fn operators_waiting(&self) -> usize {
         let of_operators = |next: &&Next| match next {
             Next::Command(Command::Sign(_) | Command::RefuseJoin { .. } | Command::SendRenewed { .. }) => false,
-            Next::Shown(_) | Next::Switched(_) => false,
-            Next::Command(_) => true,
+            Next::Shown(_) | Next::Switched(_) | Next::Noted => false,
+            Next::Command(_) | Next::Granted(..) => true,
         };
         self.saving.values().filter(of_operators).count()
     }
@@ -555,33 +560,20 @@ impl Registry {
 
     /// Saves changed page tokens; what they grant follows once they are durable.
     fn save_grants(&mut self, request: RequestId, response: OperatorResponse) -> Command {
-        let command = self.save_and_reply(request, response);
-        if let Command::Save(job) = &command {
-            self.granting.insert(job.ticket, Arc::new(self.roster.page_tokens().grants()));
-        }
-        command
+        let grants = Arc::new(self.roster.page_tokens().grants());
+        self.save_then(request, Next::Granted(grants, Command::Reply { request, response }))
     }
 
     /// Notes a use of a page token. One that comes while another one is being saved is saved with the next change.
     fn page_token_used(&mut self, now: Now, id: &str) -> Option<Command> {
-        if !self.roster.use_page_token(id, now.unix_ms) || self.noting.is_some() {
-            return None;
-        }
-        let items = self.roster.take_changes().ok()?;
-        let ticket = self.ticket();
-        self.noting = Some(ticket);
-        Some(Command::Save(SaveJob { ticket, items }))
-    }
-
-    fn ticket(&mut self) -> u64 {
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        ticket
+        let is_worth_it = self.roster.use_page_token(id, now.unix_ms);
+        let is_noting = || self.saving.values().any(|next| matches!(next, Next::Noted));
+        if is_worth_it && !is_noting() { self.save(Next::Noted) } else { None }
     }
 
     /// Saves what has changed; `next` follows once it is durable. The operator hears where it does not fit an item.
-    fn save_then(&mut self, request: RequestId, next: Command) -> Command {
-        self.save(Next::Command(next)).unwrap_or_else(|| {
+    fn save_then(&mut self, request: RequestId, next: impl Into<Next>) -> Command {
+        self.save(next.into()).unwrap_or_else(|| {
             let response = OperatorResponse::Failed("the token or member does not fit an item of the store".into());
             Command::Reply { request, response }
         })
@@ -591,7 +583,8 @@ impl Registry {
     /// not fit an item.
     fn save(&mut self, next: Next) -> Option<Command> {
         let items = self.roster.take_changes().ok()?;
-        let ticket = self.ticket();
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
         self.saving.insert(ticket, next);
         Some(Command::Save(SaveJob { ticket, items }))
     }

@@ -14,6 +14,7 @@ use anabranch_common::limits;
 use anabranch_common::status::PageTokenStatus;
 use anabranch_common::token::PagePermission;
 
+use super::tokens::oldest_over;
 use crate::config::{is_label, label_problem};
 
 /// One page token.
@@ -109,8 +110,7 @@ impl PageTokenBook {
         }
         let mut gone = None;
         if self.tokens.len() >= limits::PAGE_TOKENS {
-            let over = self.tokens.iter().filter(|(_, token)| token.is_over(now_ms));
-            let oldest = over.min_by_key(|(_, token)| token.created_ms).map(|(id, _)| id.clone());
+            let oldest = oldest_over(&self.tokens, |token| token.is_over(now_ms).then_some(token.created_ms));
             let oldest = oldest.ok_or(PageTokenError::Full)?;
             self.tokens.remove(&oldest);
             gone = Some(oldest);

@@ -148,8 +148,7 @@ impl TokenBook {
             return Err(TokenError::Exists(id));
         }
         if self.tokens.len() >= limits::TOKENS {
-            let over = self.tokens.iter().filter(|(_, token)| token.is_over(now_ms));
-            let oldest = over.min_by_key(|(_, token)| token.created_ms).map(|(id, _)| id.clone());
+            let oldest = oldest_over(&self.tokens, |token| token.is_over(now_ms).then_some(token.created_ms));
             self.tokens.remove(&oldest.ok_or(TokenError::Full)?);
         }
         let expires_ms = now_ms.saturating_add(ttl_ms);
@@ -226,6 +225,12 @@ impl TokenBook {
     pub fn list(&self) -> Vec<TokenStatus> {
         self.tokens.iter().map(|(id, token)| token.status(id)).collect()
     }
+}
+
+/// Returns the id of the oldest token that is over. `over`: when a token was made that is over.
+pub(super) fn oldest_over<T>(tokens: &BTreeMap<String, T>, over: impl Fn(&T) -> Option<u64>) -> Option<String> {
+    let over = tokens.iter().filter_map(|(id, token)| Some((over(token)?, id)));
+    over.min_by_key(|(created_ms, _)| *created_ms).map(|(_, id)| id.clone())
 }
 
 #[cfg(test)]

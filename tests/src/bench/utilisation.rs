@@ -204,19 +204,7 @@ fn measure(options: &Options, case: &Case, seed: u64) -> anyhow::Result<Found> {
     let manifest = config.spec.model.layers()?.context("the model is no native one")?.manifest;
     let (params, round_ms) = (manifest.params(), options.step * u64::from(options.local_steps));
     let link = LinkPlan { delay_ms: options.delay, jitter_ms: 0, loss: 0.0, bandwidth: options.rate as f64 / 8.0 };
-    let agent = AgentPlan {
-        start_ms: 0,
-        round_ms,
-        round_fails_every: 0,
-        eval_examples: 0,
-        evaluation_fails_every: 0,
-        pod: false,
-        helper: false,
-        lie: None,
-        hostile: None,
-        link: link.clone(),
-        link_down: Some(link),
-    };
+    let agent = AgentPlan { link_down: Some(link.clone()), ..AgentPlan::plain(round_ms, link) };
     let schedule = Schedule {
         task: Task::Native,
         params: u32::try_from(params)?,

@@ -11,7 +11,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use anabranch_common::ids::Digest;
 use anabranch_common::limits::{CONTROL_MESSAGE_BYTES, FRAME_HEADER_BYTES};
@@ -24,10 +23,7 @@ use anabranch_io::tls;
 use anyhow::{Context as _, bail, ensure};
 use quinn::{Connection, RecvStream, SendStream};
 
-use crate::hostile::member::Identity;
-
-/// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(20);
+use crate::hostile::member::{ANSWER, Identity};
 
 /// One line of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,19 +20,8 @@ pub(crate) enum Kills {
 pub(super) fn schedule(workload: &Workload, config: &Config, params: usize, seed: u64, kills: Kills) -> Schedule {
     let agent = |group: &super::workload::AgentGroup| {
         let LinePlan { up, down } = group.line.as_ref().unwrap_or(&workload.line);
-        AgentPlan {
-            start_ms: 0,
-            round_ms: ms(group.round_s),
-            round_fails_every: 0,
-            eval_examples: 0,
-            evaluation_fails_every: 0,
-            pod: false,
-            helper: false,
-            lie: None,
-            hostile: group.hostile,
-            link: link(up),
-            link_down: Some(link(down)),
-        }
+        let plain = AgentPlan::plain(ms(group.round_s), link(up));
+        AgentPlan { hostile: group.hostile, link_down: Some(link(down)), ..plain }
     };
     Schedule {
         task: Task::Native,

@@ -42,16 +42,7 @@ fn schedule(fleet: &Fleet, length_ms: u64) -> Schedule {
     let agents = fleet.rounds_ms.iter().zip(0..).map(|(round_ms, number)| AgentPlan {
         // The first rounds end one after the other, as in the model.
         start_ms: number * whole(*round_ms) / fleet.rounds_ms.len() as u64,
-        round_ms: whole(*round_ms),
-        round_fails_every: 0,
-        eval_examples: 0,
-        evaluation_fails_every: 0,
-        pod: false,
-        helper: false,
-        lie: None,
-        hostile: None,
-        link: link.clone(),
-        link_down: None,
+        ..AgentPlan::plain(whole(*round_ms), link.clone())
     });
     Schedule {
         task: Task::Quadratic,

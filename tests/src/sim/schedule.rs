@@ -145,6 +145,26 @@ pub struct AgentPlan {
     pub link_down: Option<LinkPlan>,
 }
 
+impl AgentPlan {
+    /// Returns an agent that starts at once and does nothing but compute rounds, each so long, behind this line.
+    #[must_use]
+    pub fn plain(round_ms: u64, link: LinkPlan) -> Self {
+        Self {
+            start_ms: 0,
+            round_ms,
+            round_fails_every: 0,
+            eval_examples: 0,
+            evaluation_fails_every: 0,
+            pod: false,
+            helper: false,
+            lie: None,
+            hostile: None,
+            link,
+            link_down: None,
+        }
+    }
+}
+
 /// How pods compute: the keys tell of which kind they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_common::limits;
-use anabranch_common::limits::HANDSHAKE_TIMEOUT_MS;
+use anabranch_common::limits::{CONNECT_ATTEMPT_DELAY_MS, HANDSHAKE_TIMEOUT_MS};
 use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;
@@ -132,31 +132,57 @@ pub(super) async fn connect_any(
         let reason = "no address that this machine can reach".to_owned();
         return Err(ConnectProblem::Resolve { address: address.to_owned(), reason });
     }
+    let attempt = |at: usize| {
+        let (endpoint, remote, host, config) = (endpoint.clone(), order[at], host.to_owned(), config.clone());
+        async move { connect_one(&endpoint, remote, &host, config).await }
+    };
+    let raced = first_connected(order.len(), Duration::from_millis(CONNECT_ATTEMPT_DELAY_MS), attempt).await;
+    raced.map(|(_, connection)| connection).map_err(|problems| {
+        let of = |at: Option<usize>| at.map_or_else(|| "an attempt".to_owned(), |at| order[at].to_string());
+        let problems: Vec<_> = problems.into_iter().map(|(at, problem)| (of(at), problem)).collect();
+        summary(address, &problems)
+    })
+}
+
+/// Starts attempts 0 to `count`, one after another: the next one `delay` after the one before, or as soon as one has failed.
+/// The first that succeeds wins; the others are dropped. Returns its number and the connection.
+///
+/// # Errors
+/// The problem with each attempt, in the order in which they ended; no number for one that has panicked.
+pub async fn first_connected<F>(
+    count: usize,
+    delay: Duration,
+    attempt: impl Fn(usize) -> F,
+) -> Result<(usize, Connection), Vec<(Option<usize>, ConnectProblem)>>
+where
+    F: Future<Output = Result<Connection, ConnectProblem>> + Send + 'static,
+{
     let started = Instant::now();
-    let now_ms = || u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let mut race = Race::new(order);
+    let whole_ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let now_ms = || whole_ms(started.elapsed());
+    let mut race = Race::new(0..count, whole_ms(delay));
     // Dropped with the attempts that have not won: each then tells its end that it is given up.
     let mut attempts = JoinSet::new();
     let mut problems = Vec::new();
     while !race.is_lost() {
-        while let Some(remote) = race.due(now_ms()) {
-            let (endpoint, host, config) = (endpoint.clone(), host.to_owned(), config.clone());
-            attempts.spawn(async move { (remote, connect_one(&endpoint, remote, &host, config).await) });
+        while let Some(at) = race.due(now_ms()) {
+            let attempt = attempt(at);
+            attempts.spawn(async move { (at, attempt.await) });
         }
         let wait = race.wait_ms(now_ms()).map(Duration::from_millis);
         tokio::select! {
             Some(ended) = attempts.join_next() => {
                 race.failed(now_ms());
                 match ended {
-                    Ok((_, Ok(connection))) => return Ok(connection),
-                    Ok((remote, Err(problem))) => problems.push((remote.to_string(), problem)),
-                    Err(panic) => problems.push(("an attempt".to_owned(), ConnectProblem::Other(panic.to_string()))),
+                    Ok((at, Ok(connection))) => return Ok((at, connection)),
+                    Ok((at, Err(problem))) => problems.push((Some(at), problem)),
+                    Err(panic) => problems.push((None, ConnectProblem::Other(panic.to_string()))),
                 }
             }
             () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
         }
     }
-    Err(summary(address, &problems))
+    Err(problems)
 }
 
 /// Returns what is told of attempts that have all failed, each with its own address.

@@ -41,7 +41,7 @@ use rustls::server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientV
 pub use authority::{Authorities, authority_id, is_of_authority};
 pub use endpoint::{
     BindError, bind_client as client_endpoint, bind_lasting_server as lasting_server_endpoint,
-    bind_server as server_endpoint, connect, split as split_address,
+    bind_server as server_endpoint, connect, first_connected, split as split_address,
 };
 pub use identity::{
     ORGANIZATION, ParseCertificateError, Peer, Role, agent_id, parse_peer, peer, peer_certificates, validity,

@@ -1,4 +1,4 @@
-//! Which of a name's addresses is tried when: Happy Eyeballs (RFC 8305), as a state machine without sockets or clocks.
+//! Which of several addresses is tried when: Happy Eyeballs (RFC 8305), as a state machine without sockets or clocks.
 //!
 //! ```text
 //!  addresses ─► in_order ─► Race ─┬─ due(now) ───► an address to start an attempt at
@@ -37,29 +37,31 @@ pub(super) fn in_order(found: impl IntoIterator<Item = SocketAddr>) -> Vec<Socke
     order
 }
 
-/// Attempts at the addresses of one name. Moments are milliseconds since the race began.
+/// Attempts at one address after another. Moments are milliseconds since the race began.
 #[derive(Debug)]
-pub(super) struct Race {
-    waiting: VecDeque<SocketAddr>,
+pub(super) struct Race<T> {
+    waiting: VecDeque<T>,
     running: usize,
+    /// From the start of an attempt to that of the next one.
+    delay_ms: u64,
     /// When the next attempt is due.
     next_at_ms: u64,
 }
 
-impl Race {
-    /// Returns a race over `order`, the first attempt of which is due at once.
-    pub(super) fn new(order: Vec<SocketAddr>) -> Self {
-        Self { waiting: order.into(), running: 0, next_at_ms: 0 }
+impl<T> Race<T> {
+    /// Returns a race over `order`, the first attempt of which is due at once, and each further one `delay_ms` later.
+    pub(super) fn new(order: impl IntoIterator<Item = T>, delay_ms: u64) -> Self {
+        Self { waiting: order.into_iter().collect(), running: 0, delay_ms, next_at_ms: 0 }
     }
 
     /// Returns the address of an attempt that is due, which counts as started from then on.
-    pub(super) fn due(&mut self, now_ms: u64) -> Option<SocketAddr> {
+    pub(super) fn due(&mut self, now_ms: u64) -> Option<T> {
         if now_ms < self.next_at_ms {
             return None;
         }
         let address = self.waiting.pop_front()?;
         self.running += 1;
-        self.next_at_ms = now_ms + limits::CONNECT_ATTEMPT_DELAY_MS;
+        self.next_at_ms = now_ms + self.delay_ms;
         Some(address)
     }
 
@@ -112,7 +114,7 @@ mod tests {
     #[test]
     fn attempts_start_a_fixed_delay_apart() {
         let order = addresses(&["[::1]:1", "127.0.0.1:1", "[::2]:1"]);
-        let mut race = Race::new(order.clone());
+        let mut race = Race::new(order.clone(), DELAY);
         assert_eq!((race.wait_ms(0), race.due(0)), (Some(0), Some(order[0])));
         assert_eq!((race.due(0), race.wait_ms(1)), (None, Some(DELAY - 1)));
         assert_eq!((race.due(DELAY - 1), race.due(DELAY)), (None, Some(order[1])));
@@ -132,7 +134,7 @@ mod tests {
     #[test]
     fn an_attempt_that_fails_makes_room_for_the_next_at_once() {
         let order = addresses(&["[::1]:1", "127.0.0.1:1", "[::2]:1"]);
-        let mut race = Race::new(order.clone());
+        let mut race = Race::new(order.clone(), DELAY);
         assert_eq!(race.due(0), Some(order[0]));
         race.failed(10);
         assert_eq!((race.is_lost(), race.wait_ms(10), race.due(10)), (false, Some(0), Some(order[1])));
@@ -141,6 +143,6 @@ mod tests {
         assert_eq!(race.due(20), Some(order[2]));
         race.failed(30);
         assert!(race.is_lost());
-        assert!(Race::new(Vec::new()).is_lost());
+        assert!(Race::<SocketAddr>::new([], DELAY).is_lost());
     }
 }

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use anabranch_common::ids::{Digest, Position};
 use anabranch_common::rng::SplitMix64;
@@ -185,6 +186,54 @@ fn nothing_that_any_writer_acknowledged_is_lost() {
     assert!(acted > 10_000 && refused > 3000, "{acted} acts, {refused} refusals");
 }
 
+/// A process over a way that stands still right before one request of its own.
+struct Stopped<T> {
+    stands: Receiver<()>,
+    go_on: SyncSender<()>,
+    is_done: Arc<AtomicBool>,
+    process: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Stopped<T> {
+    /// Starts what `run` does over the way of writer `writer` to a bucket, and waits until it stands still or is done.
+    fn start(
+        (bucket, writer): (&SimBucket, u64),
+        at_own_request: u64,
+        run: impl FnOnce(SimBucket) -> T + Send + 'static,
+    ) -> Self {
+        let (stands_in, stands) = sync_channel(1);
+        let (go_on, go_on_out) = sync_channel(1);
+        let done = stands_in.clone();
+        let pause = Pause { at_own_request, stands: stands_in, go_on: go_on_out };
+        let way = bucket.connect(writer, Weather::FAIR).pausing(pause);
+        let is_done = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&is_done);
+        let process = std::thread::spawn(move || {
+            let outcome = run(way);
+            tell.store(true, Ordering::SeqCst);
+            // Nobody listens where it has stood still before.
+            done.send(()).ok();
+            outcome
+        });
+        stands.recv().expect("it stands still, or is done");
+        Self { stands, go_on, is_done, process }
+    }
+
+    /// Whether it has done everything without standing still.
+    fn is_done(&self) -> bool {
+        self.is_done.load(Ordering::SeqCst)
+    }
+
+    /// Lets it go on where it stands still. Returns what it has come to; that stands still no more.
+    fn end(self) -> T {
+        if !self.is_done() {
+            self.go_on.send(()).expect("it waits");
+        }
+        drop(self.stands);
+        self.process.join().expect("no panic")
+    }
+}
+
 /// A writer stands still right before any of its requests. Another one takes over, and works. Then the first
 /// one goes on: what it had decided before changes nothing for anyone.
 #[test]
@@ -193,19 +242,15 @@ fn a_writer_that_is_stopped_at_any_request_and_goes_on_later_does_no_harm() {
     for seed in 0..8 {
         // Its first two requests find the free term and announce it: held before that, it is the later one of the two.
         for at_own_request in 2.. {
-            let (stands_in, stands) = sync_channel(1);
-            let (go_on, go_on_out) = sync_channel(1);
             let bucket = SimBucket::new(seed, Weather::FAIR);
-            let way =
-                bucket.connect(1, Weather::FAIR).pausing(Pause { at_own_request, stands: stands_in, go_on: go_on_out });
-            let sleeper = std::thread::spawn(move || {
+            let sleeper = Stopped::start((&bucket, 1), at_own_request, move |way| {
                 let (mut rng, mut said) = (SplitMix64::new(seed), Acknowledged::default());
                 let outcome = open_over(way, 1)
                     .and_then(|store| (0..25).try_for_each(|_| said.act(&store, &mut rng, 1)).map(|()| store));
                 (said, outcome.map(drop))
             });
-            if stands.recv().is_err() {
-                sleeper.join().expect("no panic").1.expect("nobody has disturbed it");
+            if sleeper.is_done() {
+                sleeper.end().1.expect("nobody has disturbed it");
                 break;
             }
             stood += 1;
@@ -216,8 +261,7 @@ fn a_writer_that_is_stopped_at_any_request_and_goes_on_later_does_no_harm() {
             for _ in 0..30 {
                 said.act(&second, &mut rng, 2).unwrap_or_else(|error| panic!("{context}: {error}"));
             }
-            go_on.send(()).expect("it waits");
-            let (acknowledged, outcome) = sleeper.join().expect("no panic");
+            let (acknowledged, outcome) = sleeper.end();
             if let Err(error) = &outcome {
                 assert!(matches!(error, StorageError::Superseded { .. }), "{context}: {error}");
             }
@@ -241,31 +285,15 @@ fn an_opening_that_is_stopped_at_any_request_finds_what_was_acknowledged_meanwhi
     let (mut stood, mut went_on) = (0, 0);
     for seed in 0..8 {
         for at_own_request in 0.. {
-            let (stands_in, stands) = sync_channel(1);
-            let (go_on, go_on_out) = sync_channel(1);
             let bucket = SimBucket::new(seed, Weather::FAIR);
             let (mut rng, mut said) = (SplitMix64::new(seed), Acknowledged::default());
             let first = open(&bucket, 1, Weather::FAIR).expect("opens");
             for _ in 0..seed {
                 said.act(&first, &mut rng, 1).expect("it has the store");
             }
-            let opened = stands_in.clone();
-            let way = bucket.connect(2, Weather::FAIR);
-            let way = way.pausing(Pause { at_own_request, stands: stands_in, go_on: go_on_out });
-            let is_open = Arc::new(AtomicBool::new(false));
-            let tell = Arc::clone(&is_open);
-            let opener = std::thread::spawn(move || {
-                let outcome = open_over(way, 2);
-                tell.store(true, Ordering::SeqCst);
-                // Nobody listens where it has stood still before.
-                opened.send(()).ok();
-                outcome
-            });
-            stands.recv().expect("it stands still, or has opened");
-            if is_open.load(Ordering::SeqCst) {
-                // What is read from now on does not stand still.
-                drop(stands);
-                said.assert_in(&opener.join().expect("no panic").expect("opens"), &format!("seed {seed}"));
+            let opener = Stopped::start((&bucket, 2), at_own_request, |way| open_over(way, 2));
+            if opener.is_done() {
+                said.assert_in(&opener.end().expect("opens"), &format!("seed {seed}"));
                 break;
             }
             stood += 1;
@@ -288,8 +316,7 @@ fn an_opening_that_is_stopped_at_any_request_finds_what_was_acknowledged_meanwhi
                 Err(error) => panic!("{context}: {error}"),
             }
             went_on += counted;
-            go_on.send(()).expect("it waits");
-            let second = opener.join().expect("no panic").unwrap_or_else(|error| panic!("{context}: {error}"));
+            let second = opener.end().unwrap_or_else(|error| panic!("{context}: {error}"));
             // What the first one had written when it learned that it was superseded may count as well.
             let found = read(&second);
             let count = found.items.get("count").and_then(|value| value.as_slice().try_into().ok());
@@ -311,8 +338,6 @@ fn an_opening_that_a_later_one_overtakes_does_no_harm() {
     let (mut superseded, mut able) = (0, 0);
     for seed in 0..8 {
         for at_own_request in 0.. {
-            let (stands_in, stands) = sync_channel(1);
-            let (go_on, go_on_out) = sync_channel(1);
             let bucket = SimBucket::new(seed, Weather::FAIR);
             let (mut rng, mut said) = (SplitMix64::new(seed), Acknowledged::default());
             let first = open(&bucket, 1, Weather::FAIR).expect("opens");
@@ -322,23 +347,9 @@ fn an_opening_that_a_later_one_overtakes_does_no_harm() {
             for _ in 0..4 * seed {
                 said.act(&first, &mut rng, 1).expect("it has the store");
             }
-            let opened = stands_in.clone();
-            let way = bucket.connect(2, Weather::FAIR);
-            let way = way.pausing(Pause { at_own_request, stands: stands_in, go_on: go_on_out });
-            let is_open = Arc::new(AtomicBool::new(false));
-            let tell = Arc::clone(&is_open);
-            let opener = std::thread::spawn(move || {
-                let outcome = open_over(way, 2);
-                tell.store(true, Ordering::SeqCst);
-                // Nobody listens where it has stood still before.
-                opened.send(()).ok();
-                outcome
-            });
-            stands.recv().expect("it stands still, or has opened");
-            if is_open.load(Ordering::SeqCst) {
-                // What is read from now on does not stand still.
-                drop(stands);
-                said.assert_in(&opener.join().expect("no panic").expect("opens"), &format!("seed {seed}"));
+            let opener = Stopped::start((&bucket, 2), at_own_request, |way| open_over(way, 2));
+            if opener.is_done() {
+                said.assert_in(&opener.end().expect("opens"), &format!("seed {seed}"));
                 break;
             }
             let context = format!("seed {seed}, stopped at {at_own_request}");
@@ -346,8 +357,7 @@ fn an_opening_that_a_later_one_overtakes_does_no_harm() {
             for _ in 0..30 {
                 said.act(&third, &mut rng, 3).unwrap_or_else(|error| panic!("{context}: {error}"));
             }
-            go_on.send(()).expect("it waits");
-            let outcome = opener.join().expect("no panic").and_then(|second| {
+            let outcome = opener.end().and_then(|second| {
                 let next = second.journal().last_position()?.map_or(0, |last| last.0 + 1);
                 second.journal().append(&[record(next, 2)])?;
                 second.journal().sync()
@@ -377,8 +387,6 @@ fn a_reader_that_is_stopped_at_any_request_finds_the_run_before_or_after() {
     let (mut before, mut after) = (0, 0);
     for seed in 1..6 {
         for at_own_request in 0.. {
-            let (stands_in, stands) = sync_channel(1);
-            let (go_on, go_on_out) = sync_channel(1);
             let bucket = SimBucket::new(seed, Weather::FAIR);
             let (mut rng, mut said) = (SplitMix64::new(seed), Acknowledged::default());
             let first = open(&bucket, 1, Weather::FAIR).expect("opens");
@@ -387,22 +395,11 @@ fn a_reader_that_is_stopped_at_any_request_finds_the_run_before_or_after() {
             for _ in 0..4 * seed {
                 said.act(&first, &mut rng, 1).expect("it has the store");
             }
-            let opened = stands_in.clone();
-            let way = bucket.connect(2, Weather::FAIR);
-            let way = way.pausing(Pause { at_own_request, stands: stands_in, go_on: go_on_out });
-            let is_open = Arc::new(AtomicBool::new(false));
-            let tell = Arc::clone(&is_open);
-            let reader = std::thread::spawn(move || {
-                let copy = ObjectStore::open_copy(Arc::new(way));
-                tell.store(true, Ordering::SeqCst);
-                // Nobody listens where it has stood still before.
-                opened.send(()).ok();
-                copy
-            });
+            let open_copy = |way| ObjectStore::open_copy(Arc::new(way));
+            let reader = Stopped::start((&bucket, 2), at_own_request, open_copy);
             let extent = |said: &Acknowledged| (said.records.len() as u64, said.items.clone(), said.blobs.len());
             let was = extent(&said);
-            stands.recv().expect("it stands still, or has opened");
-            let stood = !is_open.load(Ordering::SeqCst);
+            let stood = !reader.is_done();
             let context = format!("seed {seed}, stopped at {at_own_request}");
             if stood {
                 let second = open(&bucket, 3, Weather::FAIR).unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -412,11 +409,8 @@ fn a_reader_that_is_stopped_at_any_request_finds_the_run_before_or_after() {
                 for _ in 0..30 {
                     said.act(&second, &mut rng, 3).unwrap_or_else(|error| panic!("{context}: {error}"));
                 }
-                go_on.send(()).expect("it waits");
             }
-            // What is read from now on does not stand still.
-            drop(stands);
-            let copy = reader.join().expect("no panic").unwrap_or_else(|error| panic!("{context}: {error}"));
+            let copy = reader.end().unwrap_or_else(|error| panic!("{context}: {error}"));
             let last = copy.journal().last_position().expect("fair");
             let mut items = BTreeMap::new();
             for key in copy.catalogue().list("").expect("fair") {
